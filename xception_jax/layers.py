@@ -1,0 +1,157 @@
+"""Layers that several models share: batch normalization, convolution + BN, separable convolution + BN."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from xception_jax import ops
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {"relu": jax.nn.relu, "elu": jax.nn.elu}
+
+# Keras's default, with which the published Xception was trained.
+KERNEL_INIT = nnx.initializers.glorot_uniform()
+
+
+class BatchNorm(nnx.Module):
+    """Batch normalization over all axes but the last (Ioffe and Szegedy 2015), with statistics in float32.
+
+    The variance is the biased one, both to normalize and in the running average, and epsilon is added to it
+    inside the root. With `group_size`, training statistics are taken over groups of that many consecutive
+    images, as each replica of a data-parallel run would, and the running averages move towards the mean over
+    the groups. The result depends on the order of images in the batch only, never on the number of devices.
+
+    Attributes:
+      scale, bias: trained, float[C]. mean, var: running statistics, float[C].
+    """
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        momentum: float = 0.99,
+        epsilon: float = 1e-3,
+        group_size: int | None = None,
+        dtype: jnp.dtype = jnp.float32,
+    ):
+        """
+        Args:
+          features: C, the number of channels.
+          momentum: decay of the running statistics (Keras convention; torch's momentum = 1 - this).
+          epsilon: added to the variance.
+          group_size: images for each set of statistics; None = the whole batch, over all devices.
+          dtype: of the output.
+        """
+        self.scale = nnx.Param(jnp.ones(features))
+        self.bias = nnx.Param(jnp.zeros(features))
+        self.mean = nnx.BatchStat(jnp.zeros(features))
+        self.var = nnx.BatchStat(jnp.ones(features))
+        self.momentum, self.epsilon, self.group_size, self.dtype = momentum, epsilon, group_size, dtype
+
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Normalizes x, float[N, ..., C]; with `train` by its own statistics, and moves the running ones."""
+        shape = x.shape
+        group = (self.group_size or shape[0]) if train else shape[0]
+        if shape[0] % group:
+            raise ValueError(f"a batch of {shape[0]} images does not divide into groups of {group}")
+        x = x.astype(jnp.float32).reshape(-1, group, *shape[1:])  # [G, group, ..., C]
+        if train:
+            axes = tuple(range(1, x.ndim - 1))
+            mean = jnp.mean(x, axes, keepdims=True)  # [G, 1, ..., C]
+            var = jnp.mean(jnp.square(x - mean), axes, keepdims=True)  # [G, 1, ..., C]
+            self._update(mean.reshape(-1, shape[-1]), var.reshape(-1, shape[-1]))
+        else:
+            mean, var = _channels(self.mean, x.ndim), _channels(self.var, x.ndim)  # [1, 1, ..., C]
+        factor = _channels(self.scale, x.ndim) * jax.lax.rsqrt(var + self.epsilon)
+        y = (x - mean) * factor + _channels(self.bias, x.ndim)
+        return y.reshape(shape).astype(self.dtype)
+
+    def _update(self, mean: jax.Array, var: jax.Array) -> None:
+        """Moves the running statistics towards the mean over groups; mean and var: float[G, C]."""
+        for running, batch in ((self.mean, mean), (self.var, var)):
+            running[...] = self.momentum * running[...] + (1 - self.momentum) * jnp.mean(batch, 0)
+
+
+def _channels(variable: nnx.Variable, ndim: int) -> jax.Array:
+    """float[C] -> float[1, ..., 1, C] with `ndim` axes."""
+    return variable[...].reshape((1,) * (ndim - 1) + (-1,))
+
+
+class ConvBN(nnx.Module):
+    """Convolution without bias, then batch normalization."""
+
+    def __init__(
+        self,
+        features_in: int,
+        features: int,
+        kernel_size: int,
+        *,
+        strides: int = 1,
+        padding: str = "SAME",
+        norm: Callable[[int], BatchNorm],
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        self.conv = nnx.Conv(
+            features_in,
+            features,
+            (kernel_size, kernel_size),
+            strides=strides,
+            padding=padding,
+            use_bias=False,
+            kernel_init=KERNEL_INIT,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.bn = norm(features)
+
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        return self.bn(self.conv(x), train=train)  # [N, H / strides, W / strides, features]
+
+
+class SpatialConv(nnx.Module):
+    """3x3 convolution within channel segments; `segments=None`, one per channel, is the depthwise convolution."""
+
+    def __init__(self, features: int, segments: int | None, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        parts = ops.partition(features, segments or features)
+        self.kernels = nnx.List(
+            [nnx.Param(KERNEL_INIT(rngs.params(), (3, 3, width, n * width))) for n, width in parts]
+        )
+        self.dtype = dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernels = [kernel[...].astype(self.dtype) for kernel in self.kernels]
+        return ops.segmented_conv(x.astype(self.dtype), kernels)  # [N, H, W, features]
+
+
+class SeparableConvBN(nnx.Module):
+    """Depthwise (or segmented) 3x3 convolution, pointwise 1x1 convolution, one batch normalization.
+
+    Chollet 2017, section 1.2: nothing stands between the two convolutions, unless `intermediate_activation`
+    ("relu" or "elu", figure 10) says so. The pointwise convolution is a matrix product over the channels.
+    """
+
+    def __init__(
+        self,
+        features_in: int,
+        features: int,
+        *,
+        segments: int | None = None,
+        intermediate_activation: str | None = None,
+        norm: Callable[[int], BatchNorm],
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        self.depthwise = SpatialConv(features_in, segments, dtype=dtype, rngs=rngs)
+        self.pointwise = nnx.Linear(
+            features_in, features, use_bias=False, kernel_init=KERNEL_INIT, dtype=dtype, rngs=rngs
+        )
+        self.bn = norm(features)
+        self.intermediate_activation = intermediate_activation
+
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        x = self.depthwise(x)  # [N, H, W, features_in]
+        if self.intermediate_activation is not None:
+            x = ACTIVATIONS[self.intermediate_activation](x)
+        return self.bn(self.pointwise(x), train=train)  # [N, H, W, features]

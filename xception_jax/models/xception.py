@@ -1,0 +1,205 @@
+"""Xception: a linear stack of depthwise separable convolutions with residual connections.
+
+F. Chollet, "Xception: Deep Learning with Depthwise Separable Convolutions", CVPR 2017, figure 5:
+36 convolutional layers in 14 modules, residual connections around all but the first and the last.
+"""
+
+import dataclasses
+import functools
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from xception_jax.layers import KERNEL_INIT, BatchNorm, ConvBN, SeparableConvBN
+from xception_jax.models.preprocessing import Preprocessing
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """What figure 5 fixes and the paper's experiments vary; the defaults are the paper's ImageNet network.
+
+    Attributes:
+      num_classes: outputs of the logistic regression.
+      in_channels: of the images; 3 = RGB.
+      dropout: rate before the logistic regression (0.5 for ImageNet, 0 for JFT; section 4.3).
+      fc_layers: widths of fully connected ReLU layers before it, (4096, 4096) in figure 8.
+      residual: False drops all 12 residual connections (figure 9).
+      intermediate_activation: between depthwise and pointwise convolution (figure 10).
+      segments: of the spatial convolutions: None = one per channel (depthwise), 1 = a regular convolution;
+        where the number does not divide the channels, near-equal segments; at most one per channel.
+      stem_widths, stem_strides, stem_padding: the two convolutions of module 1. Strides (1, 1) and "SAME"
+        suit images of a few dozen pixels.
+      entry_widths: of the halving modules 2-4; the last is the middle flow's width.
+      middle_blocks: identity modules of three separable convolutions, 5-12.
+      exit_widths: the last layer of module 13, then the two layers of module 14.
+      bn_epsilon, bn_momentum: today's Keras values. The paper gives none; Keras had epsilon 1e-5 in 2016.
+      bn_group_size: images for each set of training statistics; None = the whole batch.
+      dtype: of the computation; parameters and statistics stay float32.
+    """
+
+    num_classes: int = 1000
+    in_channels: int = 3
+    dropout: float = 0.5
+    fc_layers: tuple[int, ...] = ()
+    residual: bool = True
+    intermediate_activation: Literal["relu", "elu"] | None = None
+    segments: int | None = None
+    stem_widths: tuple[int, int] = (32, 64)
+    stem_strides: tuple[int, int] = (2, 1)
+    stem_padding: Literal["VALID", "SAME"] = "VALID"
+    entry_widths: tuple[int, ...] = (128, 256, 728)
+    middle_blocks: int = 8
+    exit_widths: tuple[int, int, int] = (1024, 1536, 2048)
+    bn_epsilon: float = 1e-3
+    bn_momentum: float = 0.99
+    bn_group_size: int | None = None
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self):
+        positive = ("num_classes", "in_channels", "segments", "bn_group_size", "bn_epsilon")
+        widths = ("fc_layers", "stem_widths", "stem_strides", "entry_widths", "exit_widths")
+        rules = [(name, getattr(self, name) is None or getattr(self, name) > 0, "above 0") for name in positive]
+        rules += [(name, all(w > 0 for w in getattr(self, name)), "all above 0") for name in widths]
+        rules += [
+            ("dropout", 0 <= self.dropout < 1, "in [0, 1)"),
+            ("bn_momentum", 0 <= self.bn_momentum < 1, "in [0, 1)"),
+            ("middle_blocks", self.middle_blocks >= 0, "at least 0"),
+            ("entry_widths", len(self.entry_widths) > 0, "one width or more"),
+        ]
+        for name, holds, rule in rules:
+            if not holds:
+                raise ValueError(f"{name} = {getattr(self, name)}: must be {rule}")
+
+
+class Module(nnx.Module):
+    """One of modules 2-13: separable convolutions, each after a ReLU, around them a residual connection.
+
+    With `downsample` a 3x3 max-pooling of stride 2 follows them and the connection is a 1x1 convolution of
+    stride 2 with batch normalization; otherwise it is the identity. Nothing comes after the addition: the
+    next module's ReLU acts on the sum, its shortcut reads the sum itself.
+    """
+
+    def __init__(
+        self,
+        features_in: int,
+        widths: tuple[int, ...],
+        *,
+        downsample: bool,
+        leading_relu: bool = True,
+        residual: bool,
+        separable: functools.partial,
+        norm: functools.partial,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        inputs = (features_in, *widths[:-1])
+        self.separable = nnx.List([separable(i, o) for i, o in zip(inputs, widths, strict=True)])
+        if residual and downsample:
+            self.shortcut = ConvBN(features_in, widths[-1], 1, strides=2, norm=norm, dtype=dtype, rngs=rngs)
+        self.downsample, self.leading_relu, self.residual = downsample, leading_relu, residual
+
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        shortcut = x
+        for i, separable in enumerate(self.separable):
+            if i > 0 or self.leading_relu:
+                x = jax.nn.relu(x)
+            x = separable(x, train=train)
+        if self.downsample:
+            x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding="SAME")  # [N, H / 2, W / 2, C]
+        if not self.residual:
+            return x
+        return x + (self.shortcut(shortcut, train=train) if self.downsample else shortcut)
+
+
+class Xception(nnx.Module):
+    """The network of figure 5. State: parameters and batch statistics, nothing else."""
+
+    PREPROCESSING = Preprocessing(image_size=299, mean=0.5, std=0.5, crop_fraction=0.875, resize="bilinear")
+    CONFIG = Config
+
+    def __init__(self, config: Config, *, rngs: nnx.Rngs):
+        self.config = config
+        dtype = jnp.dtype(config.dtype)
+        norm = functools.partial(
+            BatchNorm,
+            momentum=config.bn_momentum,
+            epsilon=config.bn_epsilon,
+            group_size=config.bn_group_size,
+            dtype=dtype,
+        )
+        shared = dict(norm=norm, dtype=dtype, rngs=rngs)
+        separable = functools.partial(
+            SeparableConvBN,
+            segments=config.segments,
+            intermediate_activation=config.intermediate_activation,
+            **shared,
+        )
+        module = functools.partial(Module, residual=config.residual, separable=separable, **shared)
+
+        self.stem = nnx.List()  # module 1
+        width = config.in_channels
+        for features, strides in zip(config.stem_widths, config.stem_strides, strict=True):
+            self.stem.append(
+                ConvBN(width, features, 3, strides=strides, padding=config.stem_padding, **shared)
+            )
+            width = features
+        self.entry = nnx.List()  # modules 2-4; the stem ends with a ReLU, so module 2 has none in front
+        for i, features in enumerate(config.entry_widths):
+            self.entry.append(module(width, (features,) * 2, downsample=True, leading_relu=i > 0))
+            width = features
+        self.middle = nnx.List(  # modules 5-12
+            [module(width, (width,) * 3, downsample=False) for _ in range(config.middle_blocks)]
+        )
+        reduced, *last = config.exit_widths
+        self.exit = module(width, (width, reduced), downsample=True)  # module 13
+        self.final = nnx.List()  # module 14
+        width = reduced
+        for features in last:
+            self.final.append(separable(width, features))
+            width = features
+        self.fc = nnx.List()
+        linear = functools.partial(nnx.Linear, kernel_init=KERNEL_INIT, dtype=dtype, rngs=rngs)
+        for features in config.fc_layers:
+            self.fc.append(linear(width, features))
+            width = features
+        self.dropout = nnx.Dropout(config.dropout)
+        self.classifier = linear(width, config.num_classes)
+
+    def features(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        """Normalized images float[N, H, W, in_channels] -> float[N, h, w, exit_widths[-1]] before pooling.
+
+        Raises:
+          ValueError: if the images are too small for an unpadded stem.
+        """
+        if x.ndim != 4 or x.shape[-1] != self.config.in_channels:
+            raise ValueError(f"images must be [N, H, W, {self.config.in_channels}]; got {x.shape}")
+        size = x.shape[1:3]
+        for conv in self.stem:
+            x = jax.nn.relu(conv(x, train=train))  # 299: [N, 149, 149, 32], [N, 147, 147, 64]
+        if min(x.shape[1:3]) < 1:
+            raise ValueError(f"images of {size} pixels are too small for stem_padding='VALID'; use 'SAME'")
+        for module in self.entry:
+            x = module(x, train=train)  # 299: [N, 74, 74, 128], [N, 37, 37, 256], [N, 19, 19, 728]
+        for module in self.middle:
+            x = module(x, train=train)  # 299: [N, 19, 19, 728]
+        x = self.exit(x, train=train)  # 299: [N, 10, 10, 1024]
+        for separable in self.final:
+            x = jax.nn.relu(separable(x, train=train))  # 299: [N, 10, 10, 1536], [N, 10, 10, 2048]
+        return x
+
+    def __call__(self, x: jax.Array, *, train: bool = False, key: jax.Array | None = None) -> jax.Array:
+        """Normalized images float[N, H, W, in_channels] -> logits float32[N, num_classes].
+
+        Args:
+          x: images, normalized as `PREPROCESSING` says.
+          train: use and update batch statistics, apply dropout.
+          key: PRNG key of the dropout; needed if `train` and `config.dropout` > 0.
+        """
+        x = self.features(x, train=train)
+        x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)  # [N, C]
+        for linear in self.fc:
+            x = jax.nn.relu(linear(x))  # [N, width]
+        x = self.dropout(x, deterministic=not train, rngs=key)
+        return self.classifier(x).astype(jnp.float32)  # [N, num_classes]

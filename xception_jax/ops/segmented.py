@@ -1,0 +1,73 @@
+"""The spectrum between a regular and a depthwise convolution (Chollet 2017, section 1.2).
+
+The channels are cut into contiguous segments; every segment has a convolution of its own. One segment is a
+regular convolution, one segment per channel a depthwise convolution.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from xception_jax.ops.depthwise import depthwise_conv
+
+
+def partition(channels: int, segments: int) -> list[tuple[int, int]]:
+    """Cuts `channels` into `segments` near-equal parts: [(how many, width of each), ...], wide parts first.
+
+    More segments than channels give one segment per channel.
+
+    >>> partition(728, 8)
+    [(8, 91)]
+    >>> partition(728, 3)
+    [(2, 243), (1, 242)]
+    >>> partition(64, 728)
+    [(64, 1)]
+    """
+    if segments < 1:
+        raise ValueError(f"segments={segments}: must be at least 1")
+    segments = min(segments, channels)
+    width, wider = divmod(channels, segments)
+    parts = [(wider, width + 1), (segments - wider, width)]
+    return [(count, size) for count, size in parts if count]
+
+
+def segmented_conv(
+    x: jax.Array, kernels: Sequence[jax.Array], *, padding: str = "SAME", implementation: str | None = None
+) -> jax.Array:
+    """Stride-1 convolution of each channel segment of `x` by itself; as many channels out as in.
+
+    Args:
+      x: features, float[N, H, W, C].
+      kernels: one array for each (count, width) of `partition(C, segments)`, float[kh, kw, width, count * width].
+      padding: "SAME" or "VALID".
+      implementation: of `depthwise_conv`, which does the segments one channel wide.
+
+    Returns:
+      float[N, H', W', C].
+
+    Raises:
+      ValueError: if the kernels do not cover exactly C channels.
+    """
+    channels = [kernel.shape[3] for kernel in kernels]
+    if sum(channels) != x.shape[-1]:
+        raise ValueError(f"kernels cover {sum(channels)} channels, x has {x.shape[-1]}: {x.shape}")
+    outputs, start = [], 0
+    for kernel, size in zip(kernels, channels, strict=True):
+        part = x[..., start : start + size]  # [N, H, W, count * width]
+        start += size
+        if kernel.shape[2] == 1:
+            outputs.append(depthwise_conv(part, kernel, padding=padding, implementation=implementation))
+        else:
+            outputs.append(
+                lax.conv_general_dilated(
+                    part,
+                    kernel,
+                    (1, 1),
+                    padding,
+                    dimension_numbers=("NHWC", "HWIO", "NHWC"),
+                    feature_group_count=size // kernel.shape[2],
+                )
+            )
+    return outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, axis=-1)  # [N, H', W', C]
