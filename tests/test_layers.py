@@ -1,0 +1,145 @@
+"""Batch normalization against numpy in float64, by hand from Ioffe and Szegedy 2015."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from xception_jax.layers import BatchNorm
+
+EPSILON, MOMENTUM = 1e-2, 0.9
+
+
+def normalize(x, scale, bias, group_size=None):
+    """(y, means [G, C], variances [G, C]) of consecutive groups of images, all in float64."""
+    groups = np.asarray(x, np.float64).reshape(-1, group_size or len(x), *x.shape[1:])
+    outputs, means, variances = [], [], []
+    for group in groups:
+        rows = group.reshape(-1, x.shape[-1])
+        mean = rows.sum(0) / len(rows)
+        var = ((rows - mean) ** 2).sum(0) / len(rows)
+        outputs.append((group - mean) / np.sqrt(var + EPSILON) * scale + bias)
+        means.append(mean)
+        variances.append(var)
+    return np.concatenate(outputs), np.array(means), np.array(variances)
+
+
+def random_layer(channels=3, *, seed=0, **options):
+    """A layer whose four variables are all random, and their values."""
+    rng = np.random.default_rng(seed)
+    layer = BatchNorm(channels, epsilon=EPSILON, momentum=MOMENTUM, **options)
+    values = {name: rng.uniform(0.5, 2, channels).astype(np.float32) for name in ("scale", "bias", "mean", "var")}
+    for name, value in values.items():
+        getattr(layer, name)[...] = jnp.asarray(value)
+    return layer, values
+
+
+def random_images(*shape, seed=1):
+    return np.random.default_rng(seed).normal(2, 3, size=shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("group_size", [None, 6, 3, 2, 1])
+@pytest.mark.parametrize("shape", [(6, 4, 5, 3), (6, 7, 3)])
+def test_training_normalizes_each_group_and_moves_the_statistics(shape, group_size):
+    layer, start = random_layer(group_size=group_size)
+    x = random_images(*shape)
+    expected, means, variances = normalize(x, start["scale"], start["bias"], group_size)
+    np.testing.assert_allclose(layer(jnp.asarray(x), train=True), expected, rtol=1e-5, atol=1e-5)
+    moved_mean = MOMENTUM * start["mean"] + (1 - MOMENTUM) * means.mean(0)
+    moved_var = MOMENTUM * start["var"] + (1 - MOMENTUM) * variances.mean(0)
+    np.testing.assert_allclose(layer.mean[...], moved_mean, rtol=1e-6)
+    np.testing.assert_allclose(layer.var[...], moved_var, rtol=1e-6)
+
+
+def test_a_group_equals_a_batch_of_its_own():
+    x = random_images(6, 4, 5, 3)
+    whole = random_layer(group_size=2)[0](jnp.asarray(x), train=True)
+    parts = [random_layer()[0](jnp.asarray(part), train=True) for part in np.split(x, 3)]
+    np.testing.assert_allclose(whole, np.concatenate(parts), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("group_size", [4, 12])
+def test_a_group_that_does_not_divide_the_batch_is_named(group_size):
+    layer, _ = random_layer(group_size=group_size)
+    with pytest.raises(ValueError, match=f"a batch of 6 images does not divide into groups of {group_size}"):
+        layer(jnp.zeros((6, 2, 2, 3)), train=True)
+
+
+@pytest.mark.parametrize("group_size", [None, 4])
+def test_evaluation_uses_the_running_statistics_and_leaves_them(group_size):
+    layer, start = random_layer(group_size=group_size)
+    x = random_images(6, 4, 5, 3)
+    expected = (x - start["mean"]) / np.sqrt(start["var"] + EPSILON) * start["scale"] + start["bias"]
+    np.testing.assert_allclose(layer(jnp.asarray(x), train=False), expected, rtol=1e-5, atol=1e-5)
+    for name, value in start.items():
+        np.testing.assert_array_equal(getattr(layer, name)[...], value)
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_bfloat16_rounds_the_output_only(train):
+    (layer, start), (exact, _) = random_layer(dtype=jnp.bfloat16), random_layer()
+    x = jnp.asarray(random_images(6, 4, 5, 3), jnp.bfloat16)
+    y, expected = layer(x, train=train), exact(x.astype(jnp.float32), train=train)
+    assert y.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(y, expected.astype(jnp.bfloat16))
+    for name in start:
+        assert getattr(layer, name)[...].dtype == jnp.float32
+        np.testing.assert_array_equal(getattr(layer, name)[...], getattr(exact, name)[...])
+
+
+def numeric_gradient(function, value, step=1e-5):
+    """Central differences of a scalar function, in float64."""
+    gradient = np.zeros_like(value)
+    for index in np.ndindex(value.shape):
+        shift = np.zeros_like(value)
+        shift[index] = step
+        gradient[index] = (function(value + shift) - function(value - shift)) / (2 * step)
+    return gradient
+
+
+@pytest.mark.parametrize("group_size", [None, 2])
+def test_training_gradients_equal_central_differences(group_size):
+    layer, start = random_layer(group_size=group_size)
+    x = random_images(4, 3, 2, 3)
+    weights = np.random.default_rng(2).normal(size=x.shape).astype(np.float32)
+    scale, bias = start["scale"].astype(np.float64), start["bias"].astype(np.float64)
+
+    def loss(x, scale, bias):
+        return np.sum(weights * normalize(x, scale, bias, group_size)[0] ** 2)
+
+    graph, params, stats = nnx.split(layer, nnx.Param, nnx.BatchStat)
+
+    def model_loss(params, x):
+        y = nnx.merge(graph, params, stats, copy=True)(x, train=True)
+        return jnp.sum(weights * y**2)
+
+    d_params, dx = jax.grad(model_loss, argnums=(0, 1))(params, jnp.asarray(x))
+    x = x.astype(np.float64)
+    expected = {
+        "scale": numeric_gradient(lambda value: loss(x, value, bias), scale),
+        "bias": numeric_gradient(lambda value: loss(x, scale, value), bias),
+    }
+    np.testing.assert_allclose(
+        dx, numeric_gradient(lambda value: loss(value, scale, bias), x), rtol=1e-4, atol=1e-4
+    )
+    for name, value in expected.items():
+        np.testing.assert_allclose(d_params[name][...], value, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("group_size", [None, 4])
+def test_a_large_offset_loses_no_variance(group_size):
+    """In float32 the mean of squares minus the square of the mean would be off by several units here."""
+    x = (np.random.default_rng(3).normal(size=(8, 16, 16, 3)) + 1e4).astype(np.float32)
+    layer, start = random_layer(group_size=group_size)
+    expected, _, variances = normalize(x, start["scale"], start["bias"], group_size)
+    np.testing.assert_allclose(layer(jnp.asarray(x), train=True), expected, atol=5e-3)
+    moved_var = MOMENTUM * start["var"] + (1 - MOMENTUM) * variances.mean(0)
+    np.testing.assert_allclose(layer.var[...], moved_var, rtol=1e-4)
+
+
+def test_a_constant_channel_becomes_its_bias():
+    layer, start = random_layer()
+    y = layer(jnp.full((4, 5, 5, 3), 1024.0), train=True)
+    np.testing.assert_array_equal(y, np.broadcast_to(start["bias"], (4, 5, 5, 3)))
+    np.testing.assert_allclose(layer.var[...], MOMENTUM * start["var"], rtol=1e-6)

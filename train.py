@@ -1,0 +1,83 @@
+"""Trains a network: python train.py --config configs/NAME.py --workdir DIR [--config.KEY=VALUE ...]."""
+
+import os
+import pathlib
+import sys
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe, configs/NAME.py or configs/NAME.py:smoke.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run, seen by all hosts; continues what is there.")
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "With several hosts: HOST:PORT of the first, or 'auto' on cloud TPUs and Slurm."
+)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of hosts, if the coordinator is HOST:PORT.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Index of this host, if the coordinator is HOST:PORT.")
+
+
+def _fail(message: object, code: int) -> None:
+    print(f"error: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
+    sys.exit(code)
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    """absl's parser, but every mistake is one line and exit code 2."""
+    try:
+        rest = flags.FLAGS(argv)[1:]
+    except Exception as error:  # config files are programs: they can raise anything
+        _fail(error, 2)
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)  # orbax tells every file it writes
+    if rest:
+        _fail(f"unexpected argument {rest[0]!r}: settings are written --config.KEY=VALUE", 2)
+    for name in ("config", "workdir"):
+        if flags.FLAGS[name].value is None:
+            _fail(f"--{name} is missing: python train.py --config configs/digits.py --workdir runs/digits", 2)
+    return argv[:1]
+
+
+def _connect() -> None:
+    """Joins the other hosts, before JAX looks at its devices."""
+    import jax
+
+    if _COORDINATOR.value == "auto":
+        jax.distributed.initialize()
+    elif _COORDINATOR.value is not None:
+        jax.distributed.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+
+
+def main(_: list[str]) -> None:
+    import jax
+
+    from xception_jax import errors, loop, plots, writers
+
+    try:
+        _connect()
+        result = loop.train(_CONFIG.value, _WORKDIR.value)
+    except errors.UserError as error:
+        _fail(error, 2)
+    except errors.TrainingError as error:
+        _fail(error, 1)
+    if jax.process_index() == 0:
+        print(f"fingerprint of step {result.step}: {result.fingerprint}", flush=True)
+    if result.evaluation is None:
+        sys.stdout.flush()
+        os._exit(0)  # everything is saved; a compilation that was left behind must not hold the process
+    if jax.process_index() == 0:
+        workdir = pathlib.Path(_WORKDIR.value)
+        profile = workdir / "training_profile.png"
+        plots.training_profile(writers.read_jsonl(workdir / "metrics.jsonl"), profile)
+        print(
+            f"\n{loop.describe(result.evaluation, result.num_examples)}\n\n"
+            f"checkpoints       {workdir / 'checkpoints'}\n"
+            f"metrics           {workdir / 'metrics.jsonl'}, {workdir / 'tensorboard'}\n"
+            f"resolved config   {workdir / 'config.json'}\n"
+            f"training profile  {profile}\n\n"
+            f"next: python -m xception_jax evaluate --workdir {workdir}\n"
+            f"      or in Python: xception_jax.load('{workdir}').predict(images)"
+        )
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=_parse_flags)

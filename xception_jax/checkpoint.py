@@ -1,0 +1,156 @@
+"""Checkpoints of a run, with orbax: asynchronous, atomic, the latest few and the best."""
+
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
+
+PyTree = Any
+
+# The metric that decides which checkpoint is the best; higher is better.
+BEST_METRIC = "top1"
+
+
+class DamagedCheckpoints(Exception):
+    """No checkpoint of a run can be read; the message names the folder and the first reason."""
+
+
+class Checkpoints:
+    """The checkpoints below one directory, a folder named by its step each.
+
+    A checkpoint is a set of named trees of arrays, kept apart so that a reader can restore some of them, and
+    a JSON record "meta".
+    """
+
+    def __init__(self, directory: pathlib.Path, *, keep: int = 1, read_only: bool = False):
+        """Opens `directory`, which is created unless `read_only`.
+
+        Args:
+          keep: how many of the latest to keep; the best is kept besides.
+        """
+        self.directory = directory
+        self._options = _options(keep, read_only)
+        self._manager = ocp.CheckpointManager(directory.absolute(), options=self._options)
+
+    def steps(self) -> list[int]:
+        """Steps with a complete checkpoint, in ascending order."""
+        return sorted(self._manager.all_steps())
+
+    def best_step(self) -> int | None:
+        """The step with the best metric; the latest if none was evaluated; None without checkpoints."""
+        return self._manager.best_step() or self._manager.latest_step()
+
+    def save(self, step: int, trees: dict[str, PyTree], meta: dict, metrics: dict[str, float] | None) -> None:
+        """Starts to save in the background; the arrays may be donated as soon as this returns.
+
+        Args:
+          metrics: of the evaluation at this step, with `BEST_METRIC` among them; None = not evaluated.
+
+        Raises:
+          OSError: if this or the save before it could not be written.
+        """
+        items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
+        args = ocp.args.Composite(meta=ocp.args.JsonSave(meta), **items)
+        try:
+            saved = self._manager.save(step, args=args, metrics=metrics)
+        except Exception as error:
+            raise OSError(f"cannot write checkpoint {self.directory / str(step)}: {_first_line(error)}") from error
+        if not saved:
+            raise OSError(f"checkpoint {self.directory / str(step)} exists already and was not written again")
+
+    def wait(self) -> None:
+        """Returns when the last save is on disk; OSError if it failed."""
+        try:
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+        except Exception as error:
+            raise OSError(f"cannot write a checkpoint in {self.directory}: {_first_line(error)}") from error
+
+    def close(self) -> None:
+        self._manager.close()
+
+    def restore(self, step: int, trees: dict[str, PyTree]) -> tuple[dict[str, PyTree], dict]:
+        """Reads the named trees, and the record, of the checkpoint of `step`.
+
+        Args:
+          trees: of jax.ShapeDtypeStruct with shardings: what to read and where to put it.
+        """
+        items = {name: ocp.args.StandardRestore(tree) for name, tree in trees.items()}
+        args = ocp.args.Composite(meta=ocp.args.JsonRestore(), **items)
+        restored = self._manager.restore(step, args=args)
+        return {name: restored[name] for name in trees}, restored["meta"]
+
+    def meta(self, step: int) -> dict:
+        """The record of the checkpoint of `step`."""
+        return self.restore(step, {})[1]
+
+    def restore_latest(
+        self, trees: dict[str, PyTree], *, warn: Callable[[str], None]
+    ) -> tuple[int, dict[str, PyTree], dict] | None:
+        """(step, trees, record) of the latest checkpoint that can be read, None if there are none at all.
+
+        A later one that is damaged is named to `warn` and its folder set aside as damaged-STEP.
+
+        Raises:
+          DamagedCheckpoints: if there are checkpoints and none can be read.
+        """
+        damaged: dict[int, str] = {}
+        for step in reversed(self.steps()):
+            try:
+                restored, meta = self.restore(step, trees)
+            except Exception as error:  # orbax has no common error for the many ways files can be broken
+                damaged[step] = _first_line(error)
+                continue
+            for bad, reason in damaged.items():
+                kept = self._set_aside(bad)
+                warn(f"checkpoint {self.directory / str(bad)} is damaged ({reason}), kept as {kept}; using {step}")
+            return step, restored, meta
+        if damaged:
+            step, reason = next(iter(damaged.items()))
+            raise DamagedCheckpoints(f"none of {len(damaged)} in {self.directory} can be read; {step}: {reason}")
+        return None
+
+    def _set_aside(self, step: int) -> str:
+        """Moves a damaged folder out of orbax's way, which would neither read nor replace it; the new name."""
+        target = self.directory.parent / f"damaged-{step}"
+        number = 1
+        while target.exists():
+            number += 1
+            target = self.directory.parent / f"damaged-{step}-{number}"
+        if jax.process_index() == 0:
+            (self.directory / str(step)).rename(target)
+        self._manager.reload()
+        return target.name
+
+
+def _options(keep: int, read_only: bool) -> ocp.CheckpointManagerOptions:
+    def metric(metrics):
+        return metrics[BEST_METRIC]
+
+    # The policy keeps the right ones; `best_fn` is what makes `best_step` find the best.
+    policy = checkpoint_managers.AnyPreservationPolicy(
+        [
+            checkpoint_managers.LatestN(keep),
+            checkpoint_managers.BestN(get_metric_fn=metric, n=1, keep_checkpoints_without_metrics=False),
+        ]
+    )
+    return ocp.CheckpointManagerOptions(
+        preservation_policy=policy,
+        best_fn=metric,
+        create=not read_only,
+        read_only=read_only,
+        cleanup_tmp_directories=not read_only,
+        enable_async_checkpointing=not read_only,
+    )
+
+
+def _first_line(error: Exception) -> str:
+    """The cause in one line; orbax wraps the operating system's words in its own."""
+    text = str(error).strip() or type(error).__name__
+    for cause in ("No space left on device", "RESOURCE_EXHAUSTED"):
+        if cause in text:
+            return "No space left on device"
+    return text.splitlines()[0][:300]

@@ -1,0 +1,399 @@
+"""The training loop: from a recipe and a working directory to a trained, evaluated, saved network."""
+
+import contextlib
+import dataclasses
+import datetime
+import math
+import os
+import pathlib
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from clu import parameter_overview
+from ml_collections import ConfigDict
+
+from xception_jax import config as config_lib
+from xception_jax import experiment as experiment_lib
+from xception_jax import metrics, state
+from xception_jax import step as step_lib
+from xception_jax.checkpoint import BEST_METRIC, Checkpoints, DamagedCheckpoints
+from xception_jax.errors import TrainingError, UserError
+from xception_jax.experiment import Experiment
+from xception_jax.interrupt import StopRequest
+from xception_jax.workdir import open_workdir
+from xception_jax.writers import Console, Writers
+
+PyTree = Any
+Evaluation = dict[str, dict[str, float]]  # {"raw": {"loss": ..., "top1": ..., "top5": ...}, "averaged": ...}
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """How a call of `train` ended.
+
+    Attributes:
+      step: updates done since the run began.
+      evaluation: of this step's weights; None if the run was interrupted.
+      num_examples: that it counted.
+      fingerprint: see `state.fingerprint`; None if the run was interrupted before there were weights.
+    """
+
+    step: int
+    evaluation: Evaluation | None
+    num_examples: int
+    fingerprint: str | None
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled programs between runs, in JAX_COMPILATION_CACHE_DIR or below ~/.cache."""
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/xception_jax/compiled"))
+
+
+def train(config: ConfigDict, workdir: str | os.PathLike) -> Result:
+    """Trains as the recipe says, from the latest checkpoint in `workdir` or from the beginning.
+
+    Leaves in `workdir`: config.json, checkpoints/, metrics.jsonl, tensorboard/.
+
+    Args:
+      config: a recipe; configs/common.py names its settings.
+      workdir: a directory that all hosts see.
+
+    Raises:
+      UserError: for a mistake in the recipe or the directory, before anything is compiled.
+      TrainingError: if training cannot go on; what was saved stays.
+    """
+    use_compilation_cache()
+    recipe = config_lib.parse(config)
+    experiment = experiment_lib.build(recipe)
+    directory = pathlib.Path(workdir)
+    with open_workdir(directory, recipe), StopRequest() as stop:
+        checkpoints = Checkpoints(directory / "checkpoints", keep=recipe.checkpoints_to_keep)
+        try:
+            return _Run(experiment, directory, checkpoints, stop).train()
+        except OSError as error:  # a full disk, above all
+            raise TrainingError(
+                f"{error}; checkpoints kept: {checkpoints.steps()}; remove the cause and run the same command to go on"
+            ) from error
+        finally:
+            checkpoints.close()
+
+
+class _Run:
+    """One call of `train`."""
+
+    def __init__(self, experiment: Experiment, workdir: pathlib.Path, checkpoints: Checkpoints, stop: StopRequest):
+        self.experiment, self.recipe = experiment, experiment.recipe
+        self.workdir, self.checkpoints, self.stop = workdir, checkpoints, stop
+        self.first_host = jax.process_index() == 0
+        self.console = Console(enabled=self.first_host)
+
+    def train(self) -> Result:
+        start = self._restore() or self._initialize()
+        if start is None:
+            return self._interrupted(0, None)
+        train_state, start_step, evaluation = start
+        self._print_plan(train_state, start_step)
+        if start_step >= self.experiment.total_steps and evaluation:
+            self.console.line("nothing to do: the run is complete")
+            return self._result(train_state, start_step, evaluation)
+        steps = self._compile(train_state)
+        if steps is None:
+            return self._interrupted(start_step, train_state)
+        writers = Writers(self.workdir, start_step=start_step, console=self.console, enabled=self.first_host)
+        try:
+            return self._train(train_state, start_step, evaluation, *steps, writers)
+        finally:
+            writers.close()
+
+    def _train(
+        self,
+        train_state: state.TrainState,
+        start_step: int,
+        evaluation: Evaluation | None,
+        train_step: Callable,
+        eval_step: Callable,
+        writers: Writers,
+    ) -> Result:
+        """The loop proper; every `due` step reads the metrics back before it evaluates or saves."""
+        total = self.experiment.total_steps
+        if evaluation is None and start_step and self._due(start_step, self.experiment.evaluate_every):
+            evaluation = self._evaluate(eval_step, train_state, start_step, writers)  # a stop came before it
+        key = jax.device_put(jax.random.key(self.recipe.seed), self.experiment.replicated)
+        batches = self.experiment.train_batches(start_step)
+        progress = _Progress(self.experiment, self.checkpoints, writers)
+        self.console.start(step=start_step, total=total)
+        for step in range(start_step + 1, total + 1):
+            batch = progress.next_batch(batches)
+            with jax.transfer_guard("disallow"):
+                train_state, sums = train_step(train_state, batch, key)
+            progress.add(step, sums)
+            evaluation = None
+            if self._due(step, self.recipe.log_every_steps):
+                progress.report(step)
+            evaluate = self._due(step, self.experiment.evaluate_every)
+            if evaluate or self._due(step, self.experiment.checkpoint_every):
+                progress.check()
+                with progress.paused():
+                    if evaluate:
+                        evaluation = self._evaluate(eval_step, train_state, step, writers)
+                    self._save(step, train_state, evaluation)
+            if self.stop.agreed(step) and (step < total or evaluation is None):
+                progress.check()
+                return self._interrupted(step, train_state)
+        self.checkpoints.wait()
+        return self._result(train_state, total, evaluation)
+
+    def _due(self, step: int, every: int) -> bool:
+        return step % every == 0 or step == self.experiment.total_steps
+
+    def _abstract_state(self) -> state.TrainState:
+        shapes = jax.eval_shape(self.experiment.create_state, jax.random.key(0))
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.experiment.replicated), shapes
+        )
+
+    def _initialize(self) -> tuple[state.TrainState, int, None] | None:
+        """(fresh state, 0, None); None if a stop was requested meanwhile."""
+        create = jax.jit(self.experiment.create_state, out_shardings=self.experiment.replicated)
+        train_state = self.stop.run(lambda: create(jax.random.key(self.recipe.seed)))
+        return None if train_state is None else (train_state, 0, None)
+
+    def _restore(self) -> tuple[state.TrainState, int, Evaluation | None] | None:
+        """(state, step, its evaluation) of the latest good checkpoint; None if there are no checkpoints."""
+        abstract = self._abstract_state()
+        try:
+            restored = self.checkpoints.restore_latest(
+                _trees(abstract), warn=lambda text: self.console.line(f"warning: {text}")
+            )
+        except DamagedCheckpoints as error:
+            raise UserError(f"--workdir={self.workdir}: {error}; restore the files or name another directory") from None
+        if restored is None:
+            return None
+        step, trees, meta = restored
+        counter = jax.device_put(np.int32(step), self.experiment.replicated)
+        return dataclasses.replace(abstract, step=counter, **trees), step, meta["evaluation"]
+
+    def _compile(self, train_state: state.TrainState) -> tuple[Callable, Callable] | None:
+        """The compiled (train_step, eval_step); None if a stop was requested meanwhile."""
+        experiment, polyak = self.experiment, self.recipe.polyak
+        graphdef = state.split(experiment.abstract_model())[0]
+        train_step = step_lib.make_train_step(
+            graphdef,
+            experiment.optimizer,
+            **experiment.normalization,
+            label_smoothing=self.recipe.label_smoothing,
+            accumulation_steps=self.recipe.accumulation_steps,
+            data_shards=experiment.mesh.size,
+            polyak_decay=polyak.decay,
+            polyak_warmup=polyak.warmup,
+        )
+        eval_step = step_lib.make_eval_step(graphdef, **experiment.normalization)
+        key = jax.device_put(jax.random.key(0), experiment.replicated)
+        train_batch = experiment.batch_spec(self.recipe.batch_size, masked=False)
+        eval_batch = experiment.batch_spec(experiment.eval_batch_size, masked=True)
+        replicated = experiment.replicated
+        start = time.monotonic()
+        lowered = [
+            jax.jit(train_step, donate_argnums=0, out_shardings=replicated).lower(train_state, train_batch, key),
+            jax.jit(eval_step, out_shardings=replicated).lower(state.weight_sets(train_state), eval_batch),
+        ]
+        compiled = self.stop.run(lambda: [step.compile() for step in lowered])
+        if compiled is None:
+            return None
+        self.console.line(f"compiled in {time.monotonic() - start:.1f} s")
+        return tuple(compiled)
+
+    def _evaluate(
+        self, eval_step: Callable, train_state: state.TrainState, step: int, writers: Writers
+    ) -> Evaluation | None:
+        """Evaluates and reports; None if a stop was requested meanwhile."""
+        stop = self.stop.local if jax.process_count() == 1 else None
+        evaluation = evaluate(self.experiment, eval_step, state.weight_sets(train_state), stop=stop)
+        if evaluation is not None:
+            for weights, values in evaluation.items():
+                writers.write(step, weights, values)
+            writers.console.line(f"step {step}: {describe(evaluation, len(self.experiment.dataset.validation))}")
+        return evaluation
+
+    def _save(self, step: int, train_state: state.TrainState, evaluation: Evaluation | None) -> None:
+        meta = {
+            "evaluation": evaluation,
+            "preprocessing": dataclasses.asdict(self.experiment.preprocessing),
+            "class_names": list(self.experiment.dataset.class_names),
+        }
+        values = None if evaluation is None else evaluation.get("averaged", evaluation["raw"])
+        score = None if values is None else {BEST_METRIC: values[BEST_METRIC]}
+        self.checkpoints.save(step, _trees(train_state), meta, score)
+
+    def _interrupted(self, step: int, train_state: state.TrainState | None) -> Result:
+        if train_state is None:
+            self.console.line("interrupted before there was anything to save; run the same command to begin again")
+            return Result(0, None, 0, None)
+        self.checkpoints.wait()
+        if step not in self.checkpoints.steps():
+            self._save(step, train_state, None)
+            self.checkpoints.wait()
+        self.console.line(f"interrupted at step {step}, which is saved; run the same command to go on")
+        return self._result(train_state, step, None)
+
+    def _result(self, train_state: state.TrainState, step: int, evaluation: Evaluation | None) -> Result:
+        return Result(step, evaluation, len(self.experiment.dataset.validation), state.fingerprint(train_state))
+
+    def _print_plan(self, train_state: state.TrainState, start_step: int) -> None:
+        if self.first_host:
+            self.console.line(parameter_overview.get_parameter_overview(train_state.params, include_stats=False))
+        for line in plan(self.experiment):
+            self.console.line(line)
+        if start_step:
+            self.console.line(f"continuing from step {start_step}")
+
+
+def _trees(train_state: state.TrainState) -> dict[str, PyTree]:
+    """What a checkpoint holds; the step is its name."""
+    names = ("params", "batch_stats", "opt_state", "ema")
+    return {name: tree for name in names if (tree := getattr(train_state, name)) is not None}
+
+
+def evaluate(
+    experiment: Experiment,
+    eval_step: Callable,
+    weight_sets: dict[str, PyTree],
+    *,
+    stop: Callable[[], bool] | None = None,
+) -> Evaluation | None:
+    """Means over all validation images, each counted once, for every set of weights; None once `stop()` is true."""
+    pending = []
+    for batch in experiment.evaluation_batches():
+        if stop is not None and stop():
+            return None
+        with jax.transfer_guard("disallow"):
+            pending.append(eval_step(weight_sets, experiment.to_devices(batch)))
+        if len(pending) > 1:
+            jax.block_until_ready(pending[-2])  # at most two batches are on their way
+    totals = jax.tree.map(lambda *values: math.fsum(map(float, values)), *jax.device_get(pending))
+    counts = {sums["count"] for sums in totals.values()}
+    if counts != {len(experiment.dataset.validation)}:
+        raise TrainingError(f"evaluation counted {counts} of {len(experiment.dataset.validation)} images")
+    return {name: metrics.compute(totals[name]) for name in weight_sets}
+
+
+def describe(evaluation: Evaluation, num_examples: int) -> str:
+    """An evaluation in one line.
+
+    >>> describe({"raw": {"loss": 0.5, "top1": 0.9, "top5": 1.0}}, 360)
+    'evaluated 360 images | raw weights: loss 0.5000, top-1 90.00 %, top-5 100.00 %'
+    """
+    parts = [
+        f"{name} weights: loss {v['loss']:.4f}, top-1 {100 * v['top1']:.2f} %, top-5 {100 * v['top5']:.2f} %"
+        for name, v in evaluation.items()
+    ]
+    return " | ".join([f"evaluated {num_examples} images", *parts])
+
+
+def plan(experiment: Experiment) -> list[str]:
+    """What is about to happen, in lines: devices, data, lengths, learning rate, averaging."""
+    recipe, num_examples = experiment.recipe, len(experiment.dataset.train)
+    per_epoch = num_examples / recipe.batch_size
+    total = experiment.total_steps
+    rates = [
+        f"{float(experiment.schedule(step)):.4g} at step {step}"
+        for step in sorted({0, total // 4, total // 2, 3 * total // 4, total - 1})
+    ]
+    devices = jax.devices()
+    lines = [
+        f"devices: {len(devices)} x {devices[0].device_kind} on {jax.process_count()} hosts;"
+        f" mesh {dict(experiment.mesh.shape)}: {recipe.batch_size // len(devices)} images of a batch on each",
+        f"data: {recipe.data.source}, {num_examples:,} images to train on,"
+        f" {len(experiment.dataset.validation):,} to evaluate, {len(experiment.dataset.class_names):,} classes",
+        f"length: {total:,} steps of {recipe.batch_size} images, {per_epoch:,.1f} steps an epoch,"
+        f" {total / per_epoch:,.1f} epochs",
+        f"learning rate: {recipe.schedule.name}, {recipe.schedule.base_lr:g} for {recipe.schedule.reference_batch}"
+        f" images by the rule '{recipe.schedule.lr_rule}': " + ", ".join(rates),
+    ]
+    if (decay := recipe.polyak.decay) is not None:
+        horizon = 1 / (1 - decay)
+        warmup = f", warming up over the first {(10 * decay - 1) / (1 - decay):,.0f} steps" if recipe.polyak.warmup else ""
+        lines.append(
+            f"averaging: decay {decay:g}, horizon 1 / (1 - decay) = {horizon:,.0f} steps"
+            f" = {horizon / per_epoch:,.2f} epochs{warmup}"
+        )
+    return lines
+
+
+class _Progress:
+    """Metrics and time between two reports."""
+
+    def __init__(self, experiment: Experiment, checkpoints: Checkpoints, writers: Writers):
+        self._experiment, self._checkpoints, self._writers = experiment, checkpoints, writers
+        self._pending: list[tuple[int, metrics.Sums]] = []  # still on the devices
+        self._checked: list[metrics.Sums] = []
+        self._waited, self._elapsed, self._resumed = 0.0, 0.0, time.monotonic()
+
+    def next_batch(self, batches: Iterator[dict[str, np.ndarray]]) -> dict[str, jax.Array]:
+        """The next batch, on the devices; measures the wait for it."""
+        start = time.monotonic()
+        try:
+            batch = next(batches)
+        except ValueError as error:  # an image that cannot be read
+            raise TrainingError(str(error)) from error
+        self._waited += time.monotonic() - start
+        return self._experiment.to_devices(batch)
+
+    def add(self, step: int, sums: metrics.Sums) -> None:
+        """Takes the sums of a step; waits until the step before it is done."""
+        self._pending.append((step, sums))
+        if len(self._pending) > 1:
+            jax.block_until_ready(self._pending[-2][1])
+        self._writers.console.advance()
+
+    def check(self) -> None:
+        """Reads the sums back; TrainingError at the first step where one is not finite."""
+        for step, sums in jax.device_get(self._pending):
+            for name, value in sums.items():
+                if not np.isfinite(value):
+                    self._stop_at(step, name, float(value))
+            self._checked.append(sums)
+        self._pending = []
+
+    def _stop_at(self, step: int, name: str, value: float) -> None:
+        self._checkpoints.wait()
+        saved = self._checkpoints.steps()
+        last = f"last good checkpoint: {self._checkpoints.directory / str(saved[-1])}" if saved else "none saved yet"
+        raise TrainingError(
+            f"{name} is {value} at step {step}; {last}; start a new --workdir with a lower"
+            " --config.schedule.base_lr or with --config.optimizer.clip_norm"
+        )
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves what happens inside, such as an evaluation, out of the steps' time."""
+        self._elapsed += time.monotonic() - self._resumed
+        yield
+        self._resumed = time.monotonic()
+
+    def report(self, step: int) -> None:
+        """Writes the means since the last report, to the writers and as a line on the console."""
+        self.check()
+        with self.paused():
+            seconds, steps = self._elapsed, len(self._checked)
+            means = metrics.compute({name: sum(s[name] for s in self._checked) for name in self._checked[0]})
+            recipe, total = self._experiment.recipe, self._experiment.total_steps
+            means |= {
+                "epoch": step * recipe.batch_size / len(self._experiment.dataset.train),
+                "learning_rate": float(self._experiment.schedule(step - 1)),
+                "images_per_second": steps * recipe.batch_size / seconds,
+                "data_wait": self._waited / seconds,
+            }
+            self._writers.write(step, "train", means)
+            left = datetime.timedelta(seconds=round((total - step) * seconds / steps))
+            self._writers.console.line(
+                f"step {step}/{total} | epoch {means['epoch']:.2f} | loss {means['loss']:.4f}"
+                f" | top-1 {100 * means['top1']:.2f} % | lr {means['learning_rate']:.4g}"
+                f" | {means['images_per_second']:.1f} images/s | data wait {100 * means['data_wait']:.0f} %"
+                f" | {left} left"
+            )
+            self._checked, self._waited, self._elapsed = [], 0.0, 0.0

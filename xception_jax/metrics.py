@@ -1,0 +1,57 @@
+"""Metrics as sums and counts under a mask: add over batches, divide once."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+Sums = dict[str, jax.Array]
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array, *, label_smoothing: float = 0.0) -> jax.Array:
+    """Softmax cross-entropy of each example in nats, float32[N].
+
+    Args:
+      logits: float[N, classes].
+      labels: int[N].
+      label_smoothing: share of the target spread evenly over all classes (Szegedy et al. 2016, section 7).
+    """
+    targets = jax.nn.one_hot(labels, logits.shape[-1], dtype=jnp.float32)  # [N, classes]
+    return optax.softmax_cross_entropy(
+        logits.astype(jnp.float32), optax.smooth_labels(targets, label_smoothing)
+    )
+
+
+def classification_sums(
+    loss: jax.Array, logits: jax.Array, labels: jax.Array, mask: jax.Array | None = None
+) -> Sums:
+    """Sums over the examples whose mask is 1: loss, top1, top5 hits, count.
+
+    Args:
+      loss: float[N], of each example.
+      logits: float[N, classes]; with fewer than 5 classes top5 counts the best `classes`.
+      labels: int[N].
+      mask: float[N], 0 on padding; None counts all.
+    """
+    mask = jnp.ones_like(loss) if mask is None else mask
+    best = jax.lax.top_k(logits, min(5, logits.shape[-1]))[1]  # [N, 5]
+    hits = (best == labels[:, None]).astype(jnp.float32)  # [N, 5]
+    return {
+        "loss": jnp.sum(jnp.where(mask > 0, loss, 0.0)),
+        "top1": jnp.sum(hits[:, 0] * mask),
+        "top5": jnp.sum(jnp.sum(hits, axis=1) * mask),
+        "count": jnp.sum(mask),
+    }
+
+
+def add(a: Sums, b: Sums) -> Sums:
+    """Sums of two batches together."""
+    return {name: a[name] + b[name] for name in a}
+
+
+def compute(sums: Sums) -> dict[str, float]:
+    """Means over the counted examples: loss in nats, top1 and top5 in [0, 1].
+
+    >>> compute({"loss": 6.0, "top1": 3.0, "top5": 4.0, "count": 4.0})
+    {'loss': 1.5, 'top1': 0.75, 'top5': 1.0}
+    """
+    return {name: float(value) / float(sums["count"]) for name, value in sums.items() if name != "count"}

@@ -1,0 +1,219 @@
+"""Learning-rate schedules, optimizers and Polyak averaging, built from optax."""
+
+import re
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import optax
+
+PyTree = dict
+
+OPTIMIZERS = ("sgd", "rmsprop_tf", "rmsprop_keras1")
+SCHEDULES = ("constant", "exponential", "piecewise", "cosine")
+LR_RULES = ("none", "linear", "sqrt")
+
+
+def to_steps(
+    name: str,
+    *,
+    batch_size: int,
+    num_examples: int,
+    steps: float | None = None,
+    epochs: float | None = None,
+    samples: float | None = None,
+) -> float | None:
+    """A duration in gradient steps, given in one unit of three; None if it is given in none.
+
+    Raises:
+      ValueError: if two units are given; `name` is what the message calls the duration.
+
+    >>> to_steps("decay_every", batch_size=32, num_examples=1600, epochs=2)
+    100.0
+    """
+    given = {"steps": steps, "epochs": epochs, "samples": samples}
+    given = {unit: value for unit, value in given.items() if value is not None}
+    if len(given) > 1:
+        raise ValueError(f"{name} is given as {given}: keep one unit and set the others to None")
+    if not given:
+        return None
+    ((unit, value),) = given.items()
+    return float(value) * {"steps": 1, "epochs": num_examples / batch_size, "samples": 1 / batch_size}[unit]
+
+
+def scale_learning_rate(base: float, *, batch_size: int, reference_batch: int, rule: str) -> float:
+    """The learning rate for `batch_size`, from one tuned for `reference_batch`.
+
+    Args:
+      rule: "linear" (Goyal et al. 2017), "sqrt" (Krizhevsky 2014) or "none".
+
+    >>> scale_learning_rate(0.045, batch_size=480, reference_batch=1920, rule="sqrt")
+    0.0225
+    """
+    exponent = {"none": 0.0, "linear": 1.0, "sqrt": 0.5}
+    if rule not in exponent:
+        raise ValueError(f"lr_rule = {rule!r}: choose one of {LR_RULES}")
+    return base * (batch_size / reference_batch) ** exponent[rule]
+
+
+def make_schedule(
+    name: str,
+    learning_rate: float,
+    *,
+    total_steps: float,
+    decay_rate: float = 0.94,
+    decay_steps: float | None = None,
+    staircase: bool = True,
+    boundaries: Sequence[float] = (),
+    factors: Sequence[float] = (),
+    end_fraction: float = 0.0,
+    warmup_steps: float = 0.0,
+) -> optax.Schedule:
+    """Learning rate as a function of the number of updates done.
+
+    Args:
+      name: "constant"; "exponential": times `decay_rate` every `decay_steps`, at once with `staircase`,
+        else smoothly; "piecewise": times `factors[i]` from `boundaries[i]` on; "cosine": from the learning
+        rate down to `end_fraction` of it at `total_steps` (Loshchilov and Hutter 2017).
+      learning_rate: before any decay.
+      total_steps, decay_steps, boundaries, warmup_steps: in gradient steps; fractions are allowed.
+      warmup_steps: over these the schedule is multiplied by (step + 1) / warmup_steps. Decays count from
+        step 0, with or without warm-up.
+
+    Raises:
+      ValueError: for an unknown name or what its schedule lacks.
+    """
+    if name == "constant":
+        schedule = optax.constant_schedule(learning_rate)
+    elif name == "exponential":
+        if not decay_steps:
+            raise ValueError("schedule 'exponential' needs decay_every_epochs, _steps or _samples")
+        schedule = optax.exponential_decay(learning_rate, decay_steps, decay_rate, staircase=staircase)
+    elif name == "piecewise":
+        if not boundaries or len(boundaries) != len(factors):
+            raise ValueError(f"schedule 'piecewise' needs as many boundaries {boundaries} as factors {factors}")
+        schedule = _piecewise(learning_rate, boundaries, factors)
+    elif name == "cosine":
+        schedule = optax.cosine_decay_schedule(learning_rate, total_steps, alpha=end_fraction)
+    else:
+        raise ValueError(f"schedule name = {name!r}: choose one of {SCHEDULES}")
+    if not warmup_steps:
+        return schedule
+    return lambda step: schedule(step) * jnp.minimum(1.0, (step + 1) / warmup_steps)
+
+
+def _piecewise(learning_rate: float, boundaries: Sequence[float], factors: Sequence[float]) -> optax.Schedule:
+    """A factor holds from the first step at or after its boundary (optax's own holds from the step after)."""
+
+    def schedule(step):
+        passed = [jnp.where(step >= b, f, 1.0) for b, f in zip(boundaries, factors, strict=True)]
+        return learning_rate * jnp.prod(jnp.stack(passed))
+
+    return schedule
+
+
+def path_mask(params: PyTree, pattern: str) -> PyTree:
+    """True for each parameter whose path, as in "entry/0/separable/1/bn/scale", matches the regular expression.
+
+    Raises:
+      ValueError: if it matches none.
+    """
+    mask = jax.tree_util.tree_map_with_path(
+        lambda path, _: re.search(pattern, jax.tree_util.keystr(path, simple=True, separator="/")) is not None,
+        params,
+    )
+    if not any(jax.tree.leaves(mask)):
+        raise ValueError(f"weight_decay_paths = {pattern!r} matches no parameter")
+    return mask
+
+
+def make_optimizer(
+    name: str,
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    momentum: float | None = None,
+    nesterov: bool = False,
+    decay: float | None = None,
+    epsilon: float | None = None,
+    weight_decay: float = 0.0,
+    weight_decay_mode: str = "coupled",
+    weight_decay_paths: str = "kernel",
+    clip_norm: float | None = None,
+) -> optax.GradientTransformation:
+    """An optimizer with weight decay and gradient clipping.
+
+    With g the gradient, p the parameter, lr the learning rate of the step:
+
+      "sgd" (TensorFlow, torch): v = momentum v + g;  p -= lr v. momentum = 0.9.
+      "rmsprop_tf" (TensorFlow 1, TF-Slim): s = decay s + (1 - decay) g^2, from s = 1;
+        v = momentum v + lr g / sqrt(s + epsilon);  p -= v. momentum = decay = 0.9, epsilon = 1.
+      "rmsprop_keras1" (Keras in 2016): s = decay s + (1 - decay) g^2, from s = 0;
+        p -= lr g / (sqrt(s) + epsilon). decay = 0.9, epsilon = 1e-8. It has no momentum.
+
+    Args:
+      momentum, nesterov, decay, epsilon: None or False where the rule above has no such term; None takes
+        the value above.
+      weight_decay: wd. "coupled" is L2 regularization, the paper's: the loss has wd/2 |p|^2 (TensorFlow's and
+        torch's convention; Keras's l2(c) is wd = 2c), so g gets wd p before everything else, clipping too.
+        "decoupled" (Loshchilov and Hutter 2019): p -= lr wd p beside the update.
+      weight_decay_paths: regular expression; decay touches the parameters whose path it finds.
+      clip_norm: largest global norm of the gradient.
+
+    Raises:
+      ValueError: for an unknown name or mode, or a setting the optimizer does not have.
+    """
+    terms = {"sgd": {"momentum"}, "rmsprop_tf": {"momentum", "decay", "epsilon"}}
+    terms["rmsprop_keras1"] = {"decay", "epsilon"}
+    if name not in terms:
+        raise ValueError(f"optimizer name = {name!r}: choose one of {OPTIMIZERS}")
+    for setting, value in {"momentum": momentum, "decay": decay, "epsilon": epsilon}.items():
+        if value is not None and setting not in terms[name]:
+            raise ValueError(f"{setting} = {value}: optimizer {name!r} has no {setting}; set it to None")
+    if nesterov and "momentum" not in terms[name]:
+        raise ValueError(f"nesterov = True: optimizer {name!r} has no momentum; set it to False")
+    if weight_decay_mode not in ("coupled", "decoupled"):
+        raise ValueError(f"weight_decay_mode = {weight_decay_mode!r}: choose 'coupled' or 'decoupled'")
+
+    def value(given, default):
+        return default if given is None else given
+
+    if name == "sgd":
+        rule = optax.sgd(learning_rate, momentum=value(momentum, 0.9), nesterov=nesterov)
+    else:
+        tensorflow = name == "rmsprop_tf"
+        rule = optax.rmsprop(
+            learning_rate,
+            decay=value(decay, 0.9),
+            eps=value(epsilon, 1.0 if tensorflow else 1e-8),
+            initial_scale=1.0 if tensorflow else 0.0,
+            eps_in_sqrt=tensorflow,
+            momentum=value(momentum, 0.9) if tensorflow else None,
+            nesterov=nesterov,
+        )
+
+    def mask(params):
+        return path_mask(params, weight_decay_paths)
+
+    chain = [rule]
+    if clip_norm is not None:
+        chain.insert(0, optax.clip_by_global_norm(clip_norm))
+    if weight_decay and weight_decay_mode == "coupled":
+        chain.insert(0, optax.add_decayed_weights(weight_decay, mask))
+    elif weight_decay:
+        rate = learning_rate if callable(learning_rate) else optax.constant_schedule(learning_rate)
+        chain.append(optax.add_decayed_weights(lambda step: -rate(step) * weight_decay, mask))
+    return optax.chain(*chain)
+
+
+def polyak_update(average: PyTree, new: PyTree, *, step: jax.Array, decay: float, warmup: bool) -> PyTree:
+    """Moves the exponential moving average of the weights: average = d average + (1 - d) new.
+
+    Args:
+      average, new: trees of float arrays; parameters and batch statistics alike.
+      step: number of updates done, this one included: int32[].
+      decay: d, the paper's Polyak averaging (section 4.2); TensorFlow's Inception used 0.9999.
+      warmup: TensorFlow's `num_updates` rule: d = min(decay, (1 + step) / (10 + step)).
+    """
+    step = step.astype(jnp.float32)
+    d = jnp.minimum(decay, (1 + step) / (10 + step)) if warmup else jnp.float32(decay)
+    return jax.tree.map(lambda a, n: (d * a + (1 - d) * n).astype(a.dtype), average, new)

@@ -1,0 +1,125 @@
+"""The training step and the evaluation step: pure functions of (state, batch)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from xception_jax import metrics, optim
+from xception_jax.state import TrainState
+
+PyTree = Any
+Batch = dict[str, jax.Array]
+
+
+def normalize(image: jax.Array, *, mean: float, std: float) -> jax.Array:
+    """Pixels uint8[...] -> (pixels / 255 - mean) / std, float32[...]."""
+    return (image.astype(jnp.float32) / 255 - mean) / std
+
+
+def make_train_step(
+    graphdef: nnx.GraphDef,
+    optimizer: optax.GradientTransformation,
+    *,
+    mean: float,
+    std: float,
+    label_smoothing: float = 0.0,
+    accumulation_steps: int = 1,
+    data_shards: int = 1,
+    polyak_decay: float | None = None,
+    polyak_warmup: bool = True,
+) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, metrics.Sums]]:
+    """Builds step(state, batch, key) -> (state, sums): one update on one global batch.
+
+    The batch has "image" uint8[B, H, W, C] and "label" int32[B]; `key` is the run's, the same for every step.
+    The sums are those of `metrics.classification_sums` and, times the count, the global norms of the
+    gradient and of the parameters.
+
+    Args:
+      graphdef: of the model, from `state.split`.
+      optimizer: of the parameters.
+      mean, std: normalization of pixels in [0, 1].
+      label_smoothing: see `metrics.cross_entropy`.
+      accumulation_steps: K > 1 takes the gradient as the mean over K parts of the batch, one after the
+        other, so that activations of B / K images are in memory at a time. Batch statistics are then those
+        of the parts; with a `bn_group_size` that divides them the update equals that of the whole batch.
+      data_shards: devices the batch lies on; each part is spread over all of them.
+      polyak_decay, polyak_warmup: see `optim.polyak_update`; None = no averaging.
+    """
+
+    def loss_fn(params, batch_stats, batch, key):
+        model = nnx.merge(graphdef, params, batch_stats)
+        logits = model(normalize(batch["image"], mean=mean, std=std), train=True, key=key)  # [N, classes]
+        loss = metrics.cross_entropy(logits, batch["label"], label_smoothing=label_smoothing)  # [N]
+        sums = metrics.classification_sums(loss, logits, batch["label"])
+        return jnp.mean(loss), (nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)), sums)
+
+    def gradient(state, batch, key):
+        grads, (batch_stats, sums) = jax.grad(loss_fn, has_aux=True)(
+            state.params, state.batch_stats, batch, key
+        )
+        return {"grads": grads, "batch_stats": batch_stats}, sums
+
+    def accumulated_gradient(state, batch, key):
+        """Means of gradients and new statistics, and sums of metrics, over the parts of the batch."""
+        parts = jax.tree.map(lambda x: _split_batch(x, accumulation_steps, data_shards), batch)  # [K, B / K, ...]
+        keys = jax.random.split(key, accumulation_steps)
+        first = jax.tree.map(lambda x: x[0], (parts, keys))
+        zeros = jax.tree.map(
+            lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient, state, *first)
+        )
+
+        def add_part(total, part):
+            return jax.tree.map(jnp.add, total, gradient(state, *part)), None
+
+        (means, sums), _ = jax.lax.scan(add_part, zeros, (parts, keys))
+        return jax.tree.map(lambda x: x / accumulation_steps, means), sums
+
+    def train_step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, metrics.Sums]:
+        key = jax.random.fold_in(key, state.step)
+        compute = gradient if accumulation_steps == 1 else accumulated_gradient
+        means, sums = compute(state, batch, key)
+        updates, opt_state = optimizer.update(means["grads"], state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        step, ema = state.step + 1, state.ema
+        if polyak_decay is not None:
+            new = {"params": params, "batch_stats": means["batch_stats"]}
+            ema = optim.polyak_update(ema, new, step=step, decay=polyak_decay, warmup=polyak_warmup)
+        sums |= {
+            "grad_norm": optax.global_norm(means["grads"]) * sums["count"],
+            "param_norm": optax.global_norm(params) * sums["count"],
+        }
+        return TrainState(step, params, means["batch_stats"], opt_state, ema), sums
+
+    return train_step
+
+
+def _split_batch(x: jax.Array, parts: int, shards: int) -> jax.Array:
+    """[B, ...] -> [parts, B / parts, ...] so that every part has an equal piece of every device's images."""
+    x = x.reshape(shards, parts, -1, *x.shape[1:])  # [shards, parts, B / (shards parts), ...]
+    return jnp.swapaxes(x, 0, 1).reshape(parts, -1, *x.shape[3:])
+
+
+def make_eval_step(
+    graphdef: nnx.GraphDef, *, mean: float, std: float
+) -> Callable[[dict[str, PyTree], Batch], dict[str, metrics.Sums]]:
+    """Builds step(weight_sets, batch) -> sums for each set of weights, from one reading of the batch.
+
+    The batch has "image" uint8[B, H, W, C], "label" int32[B] and "mask" float32[B], 0 on padding; the sets
+    are those of `state.weight_sets`. The loss has no label smoothing.
+    """
+
+    def eval_step(weight_sets, batch):
+        image = normalize(batch["image"], mean=mean, std=std)
+
+        def sums(weights):
+            logits = nnx.merge(graphdef, weights["params"], weights["batch_stats"])(image)  # [B, classes]
+            loss = metrics.cross_entropy(logits, batch["label"])
+            return metrics.classification_sums(loss, logits, batch["label"], batch["mask"])
+
+        return {name: sums(weights) for name, weights in weight_sets.items()}
+
+    return eval_step

@@ -1,0 +1,110 @@
+"""Where metrics go: metrics.jsonl, TensorBoard events, the console."""
+
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Mapping
+
+import tensorboardX
+from tqdm import tqdm
+
+Scalars = Mapping[str, float]
+
+
+class JsonlWriter:
+    """One line of JSON for each call, {"step": ..., "kind": ..., name: value}; written through at once."""
+
+    def __init__(self, path: pathlib.Path, *, start_step: int):
+        """Opens `path`; rows after `start_step`, of a run that was killed later than its checkpoint, go."""
+        rows = [row for row in read_jsonl(path) if row["step"] <= start_step] if path.exists() else []
+        rewritten = path.with_suffix(".tmp")
+        rewritten.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        rewritten.replace(path)
+        self._file = path.open("a", buffering=1)
+
+    def write(self, step: int, kind: str, scalars: Scalars) -> None:
+        self._file.write(json.dumps({"step": step, "kind": kind, **scalars}) + "\n")
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_jsonl(path: pathlib.Path) -> list[dict]:
+    """The rows of a metrics file; a last line that a kill cut short is left out."""
+    rows = []
+    for line in path.read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+class TensorBoardWriter:
+    """Event files for TensorBoard; scalars are named kind/name. TensorFlow is not needed."""
+
+    def __init__(self, directory: pathlib.Path, *, start_step: int):
+        # Two writers started in the same second would share a file name, were it not for the process id.
+        self._writer = tensorboardX.SummaryWriter(
+            str(directory), purge_step=start_step + 1 if start_step else None, filename_suffix=f".{os.getpid()}"
+        )
+
+    def write(self, step: int, kind: str, scalars: Scalars) -> None:
+        for name, value in scalars.items():
+            self._writer.add_scalar(f"{kind}/{name}", value, step)
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class Console:
+    """Lines on standard output, and on a terminal a progress bar below them."""
+
+    def __init__(self, *, enabled: bool = True):
+        self._enabled = enabled
+        self._bar = None
+
+    def start(self, *, step: int, total: int) -> None:
+        """Shows the progress bar, if this is a terminal."""
+        if self._enabled and sys.stdout.isatty():
+            self._bar = tqdm(total=total, initial=step, unit="step", file=sys.stdout, dynamic_ncols=True)
+
+    def advance(self) -> None:
+        if self._bar is not None:
+            self._bar.update()
+
+    def line(self, text: str = "") -> None:
+        if self._bar is not None:
+            self._bar.write(text)
+        elif self._enabled:
+            print(text, flush=True)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+class Writers:
+    """All of them; on other hosts than the first, none."""
+
+    def __init__(self, workdir: pathlib.Path, *, start_step: int, console: Console, enabled: bool = True):
+        self.console = console
+        self._writers = []
+        if enabled:
+            self._writers = [
+                JsonlWriter(workdir / "metrics.jsonl", start_step=start_step),
+                TensorBoardWriter(workdir / "tensorboard", start_step=start_step),
+            ]
+
+    def write(self, step: int, kind: str, scalars: Scalars) -> None:
+        """Writes finite numbers under `kind`: "train", "raw" or "averaged"."""
+        for writer in self._writers:
+            writer.write(step, kind, scalars)
+
+    def close(self) -> None:
+        for writer in self._writers:
+            writer.close()
+        self.console.close()
