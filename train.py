@@ -8,7 +8,9 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe, configs/NAME.py or configs/NAME.py:smoke.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run, seen by all hosts; continues what is there.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Directory of the run, seen by all hosts; continues what is there."
+)
 _COORDINATOR = flags.DEFINE_string(
     "coordinator", None, "With several hosts: HOST:PORT of the first, or 'auto' on cloud TPUs and Slurm."
 )

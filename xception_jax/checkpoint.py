@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from absl import logging
 from orbax.checkpoint import checkpoint_managers
 
 PyTree = Any
@@ -32,8 +33,10 @@ class Checkpoints:
           keep: how many of the latest to keep; the best is kept besides.
         """
         self.directory = directory
-        self._options = _options(keep, read_only)
-        self._manager = ocp.CheckpointManager(directory.absolute(), options=self._options)
+        verbosity = logging.get_verbosity()
+        logging.set_verbosity(logging.ERROR)  # orbax warns of every read-only directory
+        self._manager = ocp.CheckpointManager(directory.absolute(), options=_options(keep, read_only))
+        logging.set_verbosity(verbosity)
 
     def steps(self) -> list[int]:
         """Steps with a complete checkpoint, in ascending order."""
@@ -57,7 +60,7 @@ class Checkpoints:
         try:
             saved = self._manager.save(step, args=args, metrics=metrics)
         except Exception as error:
-            raise OSError(f"cannot write checkpoint {self.directory / str(step)}: {_first_line(error)}") from error
+            raise OSError(f"cannot write checkpoint {self.directory / str(step)}: {first_line(error)}") from error
         if not saved:
             raise OSError(f"checkpoint {self.directory / str(step)} exists already and was not written again")
 
@@ -67,7 +70,7 @@ class Checkpoints:
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
         except Exception as error:
-            raise OSError(f"cannot write a checkpoint in {self.directory}: {_first_line(error)}") from error
+            raise OSError(f"cannot write a checkpoint in {self.directory}: {first_line(error)}") from error
 
     def close(self) -> None:
         self._manager.close()
@@ -102,7 +105,7 @@ class Checkpoints:
             try:
                 restored, meta = self.restore(step, trees)
             except Exception as error:  # orbax has no common error for the many ways files can be broken
-                damaged[step] = _first_line(error)
+                damaged[step] = first_line(error)
                 continue
             for bad, reason in damaged.items():
                 kept = self._set_aside(bad)
@@ -147,7 +150,7 @@ def _options(keep: int, read_only: bool) -> ocp.CheckpointManagerOptions:
     )
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     """The cause in one line; orbax wraps the operating system's words in its own."""
     text = str(error).strip() or type(error).__name__
     for cause in ("No space left on device", "RESOURCE_EXHAUSTED"):

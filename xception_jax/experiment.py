@@ -124,8 +124,11 @@ class Experiment:
         )
 
 
-def build(recipe: config_lib.Recipe) -> Experiment:
+def build(recipe: config_lib.Recipe, *, training: bool = True) -> Experiment:
     """Loads the dataset, makes the mesh of all devices, and checks the recipe against both.
+
+    Args:
+      training: False leaves out what only matters to training: that batches divide over the devices.
 
     Raises:
       UserError: if they do not fit together.
@@ -158,19 +161,25 @@ def build(recipe: config_lib.Recipe) -> Experiment:
         evaluate_every=interval("evaluate_every"),
         checkpoint_every=interval("checkpoint_every"),
     )
-    _check(experiment)
+    if training:
+        _check_batch(experiment)
+    _check_model(experiment)
     return experiment
 
 
-def _check(experiment: Experiment) -> None:
-    """Raises UserError where recipe, dataset and devices do not fit."""
-    recipe, dataset = experiment.recipe, experiment.dataset
+def _check_batch(experiment: Experiment) -> None:
+    recipe = experiment.recipe
     part, devices = recipe.batch_size // recipe.accumulation_steps, experiment.mesh.size
     if part % devices:
         raise UserError(
             f"config.batch_size = {recipe.batch_size}: the {part} images of a step (batch_size / accumulation_steps)"
             f" must divide over {devices} devices"
         )
+
+
+def _check_model(experiment: Experiment) -> None:
+    """Raises UserError where the model does not fit the data or the optimizer."""
+    recipe, dataset = experiment.recipe, experiment.dataset
     for name, value in {"num_classes": len(dataset.class_names), "in_channels": dataset.channels}.items():
         if recipe.model[name] != value:
             raise UserError(

@@ -170,7 +170,9 @@ class _Run:
                 _trees(abstract), warn=lambda text: self.console.line(f"warning: {text}")
             )
         except DamagedCheckpoints as error:
-            raise UserError(f"--workdir={self.workdir}: {error}; restore the files or name another directory") from None
+            raise UserError(
+                f"--workdir={self.workdir}: {error}; restore the files or name another directory"
+            ) from None
         if restored is None:
             return None
         step, trees, meta = restored
@@ -265,7 +267,7 @@ def evaluate(
     *,
     stop: Callable[[], bool] | None = None,
 ) -> Evaluation | None:
-    """Means over all validation images, each counted once, for every set of weights; None once `stop()` is true."""
+    """Means over all validation images, each counted once, for every set of weights; None if `stop()` is true."""
     pending = []
     for batch in experiment.evaluation_batches():
         if stop is not None and stop():
@@ -316,7 +318,11 @@ def plan(experiment: Experiment) -> list[str]:
     ]
     if (decay := recipe.polyak.decay) is not None:
         horizon = 1 / (1 - decay)
-        warmup = f", warming up over the first {(10 * decay - 1) / (1 - decay):,.0f} steps" if recipe.polyak.warmup else ""
+        warmup = (
+            f", warming up over the first {(10 * decay - 1) / (1 - decay):,.0f} steps"
+            if recipe.polyak.warmup
+            else ""
+        )
         lines.append(
             f"averaging: decay {decay:g}, horizon 1 / (1 - decay) = {horizon:,.0f} steps"
             f" = {horizon / per_epoch:,.2f} epochs{warmup}"
@@ -362,7 +368,9 @@ class _Progress:
     def _stop_at(self, step: int, name: str, value: float) -> None:
         self._checkpoints.wait()
         saved = self._checkpoints.steps()
-        last = f"last good checkpoint: {self._checkpoints.directory / str(saved[-1])}" if saved else "none saved yet"
+        last = (
+            f"last good checkpoint: {self._checkpoints.directory / str(saved[-1])}" if saved else "none saved yet"
+        )
         raise TrainingError(
             f"{name} is {value} at step {step}; {last}; start a new --workdir with a lower"
             " --config.schedule.base_lr or with --config.optimizer.clip_norm"

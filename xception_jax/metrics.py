@@ -16,9 +16,7 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, *, label_smoothing: floa
       label_smoothing: share of the target spread evenly over all classes (Szegedy et al. 2016, section 7).
     """
     targets = jax.nn.one_hot(labels, logits.shape[-1], dtype=jnp.float32)  # [N, classes]
-    return optax.softmax_cross_entropy(
-        logits.astype(jnp.float32), optax.smooth_labels(targets, label_smoothing)
-    )
+    return optax.softmax_cross_entropy(logits.astype(jnp.float32), optax.smooth_labels(targets, label_smoothing))
 
 
 def classification_sums(

@@ -58,9 +58,7 @@ def make_train_step(
         return jnp.mean(loss), (nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)), sums)
 
     def gradient(state, batch, key):
-        grads, (batch_stats, sums) = jax.grad(loss_fn, has_aux=True)(
-            state.params, state.batch_stats, batch, key
-        )
+        grads, (batch_stats, sums) = jax.grad(loss_fn, has_aux=True)(state.params, state.batch_stats, batch, key)
         return {"grads": grads, "batch_stats": batch_stats}, sums
 
     def accumulated_gradient(state, batch, key):
@@ -68,9 +66,7 @@ def make_train_step(
         parts = jax.tree.map(lambda x: _split_batch(x, accumulation_steps, data_shards), batch)  # [K, B / K, ...]
         keys = jax.random.split(key, accumulation_steps)
         first = jax.tree.map(lambda x: x[0], (parts, keys))
-        zeros = jax.tree.map(
-            lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient, state, *first)
-        )
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient, state, *first))
 
         def add_part(total, part):
             return jax.tree.map(jnp.add, total, gradient(state, *part)), None

@@ -102,12 +102,12 @@ def image_folder(root: str | pathlib.Path) -> Dataset:
     for folder in folders.values():
         if not folder.is_dir():
             raise ValueError(f"no folder {folder}: image files belong in train/CLASS/ and val/CLASS/ below {root}")
-    names = {
-        split: sorted(p.name for p in folder.iterdir() if p.is_dir()) for split, folder in folders.items()
-    }
+    names = {split: sorted(p.name for p in folder.iterdir() if p.is_dir()) for split, folder in folders.items()}
     if names["train"] != names["val"]:
         differ = sorted(set(names["train"]) ^ set(names["val"]))
-        raise ValueError(f"{root}: class folders {differ[:5]} are in only one of train/ and val/; complete the other")
+        raise ValueError(
+            f"{root}: class folders {differ[:5]} are in only one of train/ and val/; complete the other"
+        )
     train, validation = (_list_files(folder, names["train"]) for folder in folders.values())
     return Dataset(train=train, validation=validation, class_names=tuple(names["train"]), channels=3)
 

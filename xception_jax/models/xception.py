@@ -129,7 +129,7 @@ class Xception(nnx.Module):
             group_size=config.bn_group_size,
             dtype=dtype,
         )
-        shared = dict(norm=norm, dtype=dtype, rngs=rngs)
+        shared = {"norm": norm, "dtype": dtype, "rngs": rngs}
         separable = functools.partial(
             SeparableConvBN,
             segments=config.segments,
@@ -141,9 +141,7 @@ class Xception(nnx.Module):
         self.stem = nnx.List()  # module 1
         width = config.in_channels
         for features, strides in zip(config.stem_widths, config.stem_strides, strict=True):
-            self.stem.append(
-                ConvBN(width, features, 3, strides=strides, padding=config.stem_padding, **shared)
-            )
+            self.stem.append(ConvBN(width, features, 3, strides=strides, padding=config.stem_padding, **shared))
             width = features
         self.entry = nnx.List()  # modules 2-4; the stem ends with a ReLU, so module 2 has none in front
         for i, features in enumerate(config.entry_widths):

@@ -99,8 +99,7 @@ def _accumulator(dtype: jnp.dtype) -> jnp.dtype:
 def _shift(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding: Pairs) -> jax.Array:
     size = kernel.shape[:2]
     out = tuple(
-        (n + sum(pads) - k) // s + 1
-        for n, pads, k, s in zip(x.shape[1:3], padding, size, strides, strict=True)
+        (n + sum(pads) - k) // s + 1 for n, pads, k, s in zip(x.shape[1:3], padding, size, strides, strict=True)
     )
     if min(out) < 1:
         raise ValueError(f"kernel {size} is larger than the padded input {x.shape} with padding {padding}")
@@ -125,8 +124,7 @@ def _shift_backward(strides, padding, residuals, dy):
     # Full correlation: pad so that a stride-1 pass over the dilated dy has the input's height and width.
     low = tuple(k - 1 - pads[0] for k, pads in zip(size, padding, strict=True))
     high = tuple(
-        n + pads[0] - (o - 1) * s - 1
-        for n, pads, o, s in zip(x.shape[1:3], padding, out, strides, strict=True)
+        n + pads[0] - (o - 1) * s - 1 for n, pads, o, s in zip(x.shape[1:3], padding, out, strides, strict=True)
     )
     dilated = _pad(dy, ((low[0], high[0]), (low[1], high[1])), strides)
     dx = _shift(dilated, kernel[::-1, ::-1], (1, 1), ((0, 0), (0, 0)))  # [N, H, W, C]

@@ -1,0 +1,29 @@
+"""`python -m xception_jax COMMAND`: what can be done with a trained network."""
+
+import argparse
+import sys
+
+from absl import logging
+
+from xception_jax.commands import evaluate
+from xception_jax.errors import TrainingError, UserError
+
+COMMANDS = {"evaluate": evaluate}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m xception_jax", description=__doc__, allow_abbrev=False)
+    subparsers = parser.add_subparsers(dest="command", required=True)
+    for name, module in COMMANDS.items():
+        module.add_arguments(subparsers.add_parser(name, help=module.__doc__, description=module.__doc__))
+    arguments = parser.parse_args()
+    logging.set_verbosity(logging.WARNING)
+    try:
+        COMMANDS[arguments.command].run(arguments)
+    except (UserError, TrainingError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, UserError) else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,35 @@
+"""Evaluates a checkpoint on the validation images of its recipe, with raw and averaged weights."""
+
+import argparse
+import pathlib
+
+import jax
+
+from xception_jax import config, experiment, loop, state, step, trained, workdir
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--workdir", required=True, type=pathlib.Path, help="directory of the run")
+    parser.add_argument("--checkpoint", default="best", help="best (default), latest, or a step")
+    parser.add_argument("--batch_size", type=int, help="images at a time (default: the recipe's eval_batch_size)")
+    parser.add_argument("--data_root", help="folder of the images, if it moved since training")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Prints the checkpoint's step, and loss, top-1 and top-5 of each set of weights."""
+    loop.use_compilation_cache()
+    recipe = workdir.read_recipe(arguments.workdir)
+    values = recipe.model_dump()
+    if arguments.batch_size is not None:
+        values["eval_batch_size"] = arguments.batch_size
+    if arguments.data_root is not None:
+        values["data"]["root"] = arguments.data_root
+    plan = experiment.build(config.parse(values), training=False)
+    graphdef, params, batch_stats = state.split(plan.abstract_model())
+    sets = ["raw"] if recipe.polyak.decay is None else ["raw", "averaged"]
+    number, weights, _ = trained.restore_weights(
+        arguments.workdir, arguments.checkpoint, params, batch_stats, sets, plan.replicated
+    )
+    eval_step = jax.jit(step.make_eval_step(graphdef, **plan.normalization), out_shardings=plan.replicated)
+    evaluation = loop.evaluate(plan, eval_step, weights)
+    print(f"step {number} of {arguments.workdir}: {loop.describe(evaluation, len(plan.dataset.validation))}")
