@@ -2,7 +2,9 @@
 
 import os
 import pathlib
+import re
 import sys
+from typing import NoReturn
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -18,9 +20,26 @@ _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of hosts, i
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Index of this host, if the coordinator is HOST:PORT.")
 
 
-def _fail(message: object, code: int) -> None:
+def _fail(message: object, code: int) -> NoReturn:
     print(f"error: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
     sys.exit(code)
+
+
+def _explain(error: Exception, argv: list[str]) -> str:
+    """What absl and ml_collections say over many lines, in one."""
+    while error.args and isinstance(error.args[0], Exception):
+        error = error.args[0]
+    text = str(error.args[0]) if error.args else type(error).__name__
+    key = re.match(r"'(\w+)'", text)
+    wrong = [arg for arg in argv if key and re.match(rf"--config\.([\w.]+\.)?{key[1]}\b", arg)]
+    if wrong:  # an unknown key, perhaps with a second line: Did you mean "..." instead of "..."?
+        near = re.search(r'Did you mean "(\w+)"', text)
+        return f"{wrong[0]}: no such setting; " + (f"did you mean {near[1]!r}?" if near else "see configs/common.py")
+    if isinstance(error, flags.UnrecognizedFlagError):
+        return f"--{error.flagname}: no such flag; settings of the recipe are written --config.KEY=VALUE"
+    if "Traceback" in text:  # the config file itself raised
+        return f"{text.split(':')[0]}: {text.strip().splitlines()[-1]}"
+    return text
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
@@ -28,14 +47,18 @@ def _parse_flags(argv: list[str]) -> list[str]:
     try:
         rest = flags.FLAGS(argv)[1:]
     except Exception as error:  # config files are programs: they can raise anything
-        _fail(error, 2)
+        _fail(_explain(error, argv), 2)
     if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)  # orbax tells every file it writes
+        logging.set_verbosity(logging.ERROR)  # orbax tells every file it writes
     if rest:
         _fail(f"unexpected argument {rest[0]!r}: settings are written --config.KEY=VALUE", 2)
     for name in ("config", "workdir"):
-        if flags.FLAGS[name].value is None:
+        if not flags.FLAGS[name].present:
             _fail(f"--{name} is missing: python train.py --config configs/digits.py --workdir runs/digits", 2)
+    try:
+        _CONFIG.value.to_dict()  # reports only now that the file could not be read
+    except OSError as error:
+        _fail(f"--config={error.args[0].splitlines()[-1].split(': ')[-1]}: no such file; recipes are in configs/", 2)
     return argv[:1]
 
 

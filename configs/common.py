@@ -14,7 +14,7 @@ def default() -> ConfigDict:
     config.batch_size = 32  # images in a gradient step, all devices together
     config.accumulation_steps = 1  # parts a batch is computed in
     config.eval_batch_size = 100
-    config.total_epochs = placeholder(float)  # one of the three
+    config.total_epochs = placeholder(float)  # one of the three; None and 0 = not this one
     config.total_steps = placeholder(int)
     config.total_samples = placeholder(int)
     config.label_smoothing = 0.0

@@ -1,4 +1,4 @@
-"""What a recipe may say: names, types, ranges. The ConfigDict of a recipe becomes a `Recipe` here or is refused."""
+"""What a recipe may say: names, types, ranges. Here a recipe's ConfigDict becomes a `Recipe` or is refused."""
 
 import dataclasses
 import difflib
@@ -61,9 +61,9 @@ class Schedule(Section):
     reference_batch: PositiveInt
     lr_rule: Literal["none", "linear", "sqrt"]
     decay_rate: PositiveFloat
-    decay_every_epochs: PositiveFloat | None
-    decay_every_steps: PositiveFloat | None
-    decay_every_samples: PositiveFloat | None
+    decay_every_epochs: NonNegativeFloat | None
+    decay_every_steps: NonNegativeFloat | None
+    decay_every_samples: NonNegativeFloat | None
     staircase: bool
     boundaries_epochs: tuple[PositiveFloat, ...]
     factors: tuple[PositiveFloat, ...]
@@ -87,9 +87,9 @@ class Recipe(Section):
     batch_size: PositiveInt
     accumulation_steps: PositiveInt
     eval_batch_size: PositiveInt
-    total_epochs: PositiveFloat | None
-    total_steps: PositiveInt | None
-    total_samples: PositiveInt | None
+    total_epochs: NonNegativeFloat | None
+    total_steps: NonNegativeInt | None
+    total_samples: NonNegativeInt | None
     label_smoothing: Share
     model: dict[str, Any]
     data: Data
@@ -97,10 +97,10 @@ class Recipe(Section):
     schedule: Schedule
     polyak: Polyak
     log_every_steps: PositiveInt
-    evaluate_every_epochs: PositiveFloat | None
-    evaluate_every_steps: PositiveInt | None
-    checkpoint_every_epochs: PositiveFloat | None
-    checkpoint_every_steps: PositiveInt | None
+    evaluate_every_epochs: NonNegativeFloat | None
+    evaluate_every_steps: NonNegativeInt | None
+    checkpoint_every_epochs: NonNegativeFloat | None
+    checkpoint_every_steps: NonNegativeInt | None
     checkpoints_to_keep: PositiveInt
 
     @property
@@ -208,13 +208,13 @@ def _fields(schema: type[BaseModel], path: list[str]) -> list[str]:
 def _check_combinations(recipe: Recipe) -> None:
     """Faults that no single setting shows."""
     if recipe.steps("total", num_examples=recipe.batch_size) is None:
-        raise UserError("config.total_epochs is None, as are total_steps and total_samples: set one of them")
+        raise UserError("config.total_epochs, total_steps and total_samples are all unset: set one of them")
     for name in ("evaluate_every", "checkpoint_every", "schedule.decay_every", "schedule.warmup"):
         recipe.steps(name, num_examples=recipe.batch_size)
     part, rest = divmod(recipe.batch_size, recipe.accumulation_steps)
     if rest:
         raise UserError(
-            f"config.accumulation_steps = {recipe.accumulation_steps}: must divide batch_size = {recipe.batch_size}"
+            f"config.accumulation_steps = {recipe.accumulation_steps}: must divide batch_size {recipe.batch_size}"
         )
     group = recipe.model.get("bn_group_size")
     if group and part % group:

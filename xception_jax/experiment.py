@@ -172,8 +172,8 @@ def _check_batch(experiment: Experiment) -> None:
     part, devices = recipe.batch_size // recipe.accumulation_steps, experiment.mesh.size
     if part % devices:
         raise UserError(
-            f"config.batch_size = {recipe.batch_size}: the {part} images of a step (batch_size / accumulation_steps)"
-            f" must divide over {devices} devices"
+            f"config.batch_size = {recipe.batch_size}: batch_size / accumulation_steps = {part} images must divide"
+            f" over {devices} devices"
         )
 
 

@@ -76,7 +76,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Result:
             return _Run(experiment, directory, checkpoints, stop).train()
         except OSError as error:  # a full disk, above all
             raise TrainingError(
-                f"{error}; checkpoints kept: {checkpoints.steps()}; remove the cause and run the same command to go on"
+                f"{error}; checkpoints kept: {checkpoints.steps()}; when that is mended, run the same command to go on"
             ) from error
         finally:
             checkpoints.close()

@@ -25,6 +25,8 @@ def to_steps(
 ) -> float | None:
     """A duration in gradient steps, given in one unit of three; None if it is given in none.
 
+    None and 0 both say that a unit is not used.
+
     Raises:
       ValueError: if two units are given; `name` is what the message calls the duration.
 
@@ -32,9 +34,10 @@ def to_steps(
     100.0
     """
     given = {"steps": steps, "epochs": epochs, "samples": samples}
-    given = {unit: value for unit, value in given.items() if value is not None}
+    given = {unit: value for unit, value in given.items() if value}
     if len(given) > 1:
-        raise ValueError(f"{name} is given as {given}: keep one unit and set the others to None")
+        settings = " and ".join(f"{name}_{unit} = {value}" for unit, value in given.items())
+        raise ValueError(f"{settings}: keep one and set the others to 0")
     if not given:
         return None
     ((unit, value),) = given.items()

@@ -99,14 +99,14 @@ def image_folder(root: str | pathlib.Path) -> Dataset:
     """
     root = pathlib.Path(root)
     folders = {split: root / split for split in ("train", "val")}
-    for folder in folders.values():
+    for split, folder in folders.items():
         if not folder.is_dir():
-            raise ValueError(f"no folder {folder}: image files belong in train/CLASS/ and val/CLASS/ below {root}")
+            raise ValueError(f"root = {str(root)!r}: has no folder {split}/; images belong in train/CLASS/ and val/CLASS/")
     names = {split: sorted(p.name for p in folder.iterdir() if p.is_dir()) for split, folder in folders.items()}
     if names["train"] != names["val"]:
         differ = sorted(set(names["train"]) ^ set(names["val"]))
         raise ValueError(
-            f"{root}: class folders {differ[:5]} are in only one of train/ and val/; complete the other"
+            f"root = {str(root)!r}: classes {differ[:5]} are in only one of train/ and val/; complete the other"
         )
     train, validation = (_list_files(folder, names["train"]) for folder in folders.values())
     return Dataset(train=train, validation=validation, class_names=tuple(names["train"]), channels=3)
@@ -120,7 +120,8 @@ def _list_files(folder: pathlib.Path, class_names: list[str]) -> ImageFiles:
         if path.suffix.lower() in IMAGE_SUFFIXES
     ]
     if not files:
-        raise ValueError(f"no image files ({', '.join(sorted(IMAGE_SUFFIXES))}) below {folder}")
+        suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
+        raise ValueError(f"root = {str(folder.parent)!r}: no image files ({suffixes}) below {folder}; add some")
     paths, labels = zip(*files, strict=True)
     return ImageFiles(paths, labels)
 

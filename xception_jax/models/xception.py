@@ -173,11 +173,10 @@ class Xception(nnx.Module):
         """
         if x.ndim != 4 or x.shape[-1] != self.config.in_channels:
             raise ValueError(f"images must be [N, H, W, {self.config.in_channels}]; got {x.shape}")
-        size = x.shape[1:3]
+        if min(x.shape[1:3]) < (least := self._smallest_size()):
+            raise ValueError(f"images of {x.shape[1:3]} pixels are too small: need {least}, or stem_padding 'SAME'")
         for conv in self.stem:
             x = jax.nn.relu(conv(x, train=train))  # 299: [N, 149, 149, 32], [N, 147, 147, 64]
-        if min(x.shape[1:3]) < 1:
-            raise ValueError(f"images of {size} pixels are too small for stem_padding='VALID'; use 'SAME'")
         for module in self.entry:
             x = module(x, train=train)  # 299: [N, 74, 74, 128], [N, 37, 37, 256], [N, 19, 19, 728]
         for module in self.middle:
@@ -186,6 +185,13 @@ class Xception(nnx.Module):
         for separable in self.final:
             x = jax.nn.relu(separable(x, train=train))  # 299: [N, 10, 10, 1536], [N, 10, 10, 2048]
         return x
+
+    def _smallest_size(self) -> int:
+        """Height and width that leave one pixel after the stem."""
+        size = 1
+        for strides in reversed(self.config.stem_strides):
+            size = (size - 1) * strides + (3 if self.config.stem_padding == "VALID" else 1)
+        return size
 
     def __call__(self, x: jax.Array, *, train: bool = False, key: jax.Array | None = None) -> jax.Array:
         """Normalized images float[N, H, W, in_channels] -> logits float32[N, num_classes].
