@@ -85,8 +85,8 @@ def make_train_step(
             new = {"params": params, "batch_stats": means["batch_stats"]}
             ema = optim.polyak_update(ema, new, step=step, decay=polyak_decay, warmup=polyak_warmup)
         sums |= {
-            "grad_norm": optax.global_norm(means["grads"]) * sums["count"],
-            "param_norm": optax.global_norm(params) * sums["count"],
+            "grad_norm": optax.tree.norm(means["grads"]) * sums["count"],
+            "param_norm": optax.tree.norm(params) * sums["count"],
         }
         return TrainState(step, params, means["batch_stats"], opt_state, ema), sums
 
