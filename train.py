@@ -34,7 +34,9 @@ def _explain(error: Exception, argv: list[str]) -> str:
     wrong = [arg for arg in argv if key and re.match(rf"--config\.([\w.]+\.)?{key[1]}\b", arg)]
     if wrong:  # an unknown key, perhaps with a second line: Did you mean "..." instead of "..."?
         near = re.search(r'Did you mean "(\w+)"', text)
-        return f"{wrong[0]}: no such setting; " + (f"did you mean {near[1]!r}?" if near else "see configs/common.py")
+        return f"{wrong[0]}: no such setting; " + (
+            f"did you mean {near[1]!r}?" if near else "see configs/common.py"
+        )
     if isinstance(error, flags.UnrecognizedFlagError):
         return f"--{error.flagname}: no such flag; settings of the recipe are written --config.KEY=VALUE"
     if "Traceback" in text:  # the config file itself raised
@@ -58,7 +60,9 @@ def _parse_flags(argv: list[str]) -> list[str]:
     try:
         _CONFIG.value.to_dict()  # reports only now that the file could not be read
     except OSError as error:
-        _fail(f"--config={error.args[0].splitlines()[-1].split(': ')[-1]}: no such file; recipes are in configs/", 2)
+        _fail(
+            f"--config={error.args[0].splitlines()[-1].split(': ')[-1]}: no such file; recipes are in configs/", 2
+        )
     return argv[:1]
 
 

@@ -15,12 +15,16 @@ from xception_jax.errors import UserError
 
 Fraction = typing.Annotated[float, Field(gt=0, le=1)]
 Share = typing.Annotated[float, Field(ge=0, lt=1)]
+# 0 says "not in this unit", as None does: the command line cannot write None over a number.
+_unset = pydantic.BeforeValidator(lambda value: None if value == 0 else value)
+Duration = typing.Annotated[PositiveFloat | None, _unset]
+WholeDuration = typing.Annotated[PositiveInt | None, _unset]
 
 
 class Section(BaseModel):
-    """A part of a recipe; unknown names and infinite or missing numbers are refused."""
+    """A part of a recipe; unknown names, other types and infinite or missing numbers are refused."""
 
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Data(Section):
@@ -61,16 +65,16 @@ class Schedule(Section):
     reference_batch: PositiveInt
     lr_rule: Literal["none", "linear", "sqrt"]
     decay_rate: PositiveFloat
-    decay_every_epochs: NonNegativeFloat | None
-    decay_every_steps: NonNegativeFloat | None
-    decay_every_samples: NonNegativeFloat | None
+    decay_every_epochs: Duration
+    decay_every_steps: Duration
+    decay_every_samples: Duration
     staircase: bool
     boundaries_epochs: tuple[PositiveFloat, ...]
     factors: tuple[PositiveFloat, ...]
     end_fraction: Share
-    warmup_epochs: NonNegativeFloat | None
-    warmup_steps: NonNegativeFloat | None
-    warmup_samples: NonNegativeFloat | None
+    warmup_epochs: Duration
+    warmup_steps: Duration
+    warmup_samples: Duration
 
 
 class Polyak(Section):
@@ -87,9 +91,9 @@ class Recipe(Section):
     batch_size: PositiveInt
     accumulation_steps: PositiveInt
     eval_batch_size: PositiveInt
-    total_epochs: NonNegativeFloat | None
-    total_steps: NonNegativeInt | None
-    total_samples: NonNegativeInt | None
+    total_epochs: Duration
+    total_steps: WholeDuration
+    total_samples: WholeDuration
     label_smoothing: Share
     model: dict[str, Any]
     data: Data
@@ -97,10 +101,10 @@ class Recipe(Section):
     schedule: Schedule
     polyak: Polyak
     log_every_steps: PositiveInt
-    evaluate_every_epochs: NonNegativeFloat | None
-    evaluate_every_steps: NonNegativeInt | None
-    checkpoint_every_epochs: NonNegativeFloat | None
-    checkpoint_every_steps: NonNegativeInt | None
+    evaluate_every_epochs: Duration
+    evaluate_every_steps: WholeDuration
+    checkpoint_every_epochs: Duration
+    checkpoint_every_steps: WholeDuration
     checkpoints_to_keep: PositiveInt
 
     @property
@@ -150,7 +154,7 @@ def parse(config: ConfigDict | dict[str, Any]) -> Recipe:
     Raises:
       UserError: one line with the first fault: the key, its value, what it must be.
     """
-    values = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
+    values = _tuples(config.to_dict() if isinstance(config, ConfigDict) else config)
     try:
         recipe = Recipe.model_validate(values)
     except pydantic.ValidationError as error:
@@ -159,6 +163,13 @@ def parse(config: ConfigDict | dict[str, Any]) -> Recipe:
     recipe = recipe.model_copy(update={"model": model})
     _check_combinations(recipe)
     return recipe
+
+
+def _tuples(value: Any) -> Any:
+    """Lists, as JSON has them, become tuples."""
+    if isinstance(value, dict):
+        return {key: _tuples(item) for key, item in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
 
 
 def _parse_model(values: dict[str, Any]) -> dict[str, Any]:

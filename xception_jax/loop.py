@@ -76,7 +76,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Result:
             return _Run(experiment, directory, checkpoints, stop).train()
         except OSError as error:  # a full disk, above all
             raise TrainingError(
-                f"{error}; checkpoints kept: {checkpoints.steps()}; when that is mended, run the same command to go on"
+                f"{error}; checkpoints kept: {checkpoints.steps()}; then run the same command to go on"
             ) from error
         finally:
             checkpoints.close()
@@ -305,9 +305,9 @@ def plan(experiment: Experiment) -> list[str]:
         f"{float(experiment.schedule(step)):.4g} at step {step}"
         for step in sorted({0, total // 4, total // 2, 3 * total // 4, total - 1})
     ]
-    devices = jax.devices()
+    devices, hosts = jax.devices(), jax.process_count()
     lines = [
-        f"devices: {len(devices)} x {devices[0].device_kind} on {jax.process_count()} hosts;"
+        f"devices: {len(devices)} x {devices[0].device_kind} on {hosts} host{'s' * (hosts > 1)};"
         f" mesh {dict(experiment.mesh.shape)}: {recipe.batch_size // len(devices)} images of a batch on each",
         f"data: {recipe.data.source}, {num_examples:,} images to train on,"
         f" {len(experiment.dataset.validation):,} to evaluate, {len(experiment.dataset.class_names):,} classes",

@@ -91,7 +91,7 @@ def make_schedule(
     elif name == "exponential":
         if not decay_steps:
             raise ValueError("schedule 'exponential' needs decay_every_epochs, _steps or _samples")
-        schedule = optax.exponential_decay(learning_rate, decay_steps, decay_rate, staircase=staircase)
+        schedule = _exponential(learning_rate, decay_steps, decay_rate, staircase)
     elif name == "piecewise":
         if not boundaries or len(boundaries) != len(factors):
             raise ValueError(f"schedule 'piecewise' needs as many boundaries {boundaries} as factors {factors}")
@@ -100,9 +100,26 @@ def make_schedule(
         schedule = optax.cosine_decay_schedule(learning_rate, total_steps, alpha=end_fraction)
     else:
         raise ValueError(f"schedule name = {name!r}: choose one of {SCHEDULES}")
-    if not warmup_steps:
-        return schedule
-    return lambda step: schedule(step) * jnp.minimum(1.0, (step + 1) / warmup_steps)
+
+    def rate(step):
+        step = jnp.asarray(step, jnp.float32)  # optimizers count in int32
+        return schedule(step) * (jnp.minimum(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0)
+
+    return rate
+
+
+def _exponential(learning_rate: float, decay_steps: float, decay_rate: float, staircase: bool) -> optax.Schedule:
+    """A stair begins at its very step; optax's can be one late: XLA divides through the rounded reciprocal."""
+
+    def schedule(step):
+        decays = step / decay_steps
+        if staircase:
+            decays = jnp.floor(decays)
+            decays = jnp.where(step >= (decays + 1) * decay_steps, decays + 1, decays)
+            decays = jnp.where(step < decays * decay_steps, decays - 1, decays)
+        return learning_rate * jnp.power(decay_rate, decays)
+
+    return schedule
 
 
 def _piecewise(learning_rate: float, boundaries: Sequence[float], factors: Sequence[float]) -> optax.Schedule:
@@ -176,6 +193,10 @@ def make_optimizer(
         raise ValueError(f"nesterov = True: optimizer {name!r} has no momentum; set it to False")
     if weight_decay_mode not in ("coupled", "decoupled"):
         raise ValueError(f"weight_decay_mode = {weight_decay_mode!r}: choose 'coupled' or 'decoupled'")
+    try:
+        re.compile(weight_decay_paths)
+    except re.error as error:
+        raise ValueError(f"weight_decay_paths = {weight_decay_paths!r}: no regular expression, {error}") from None
 
     def value(given, default):
         return default if given is None else given

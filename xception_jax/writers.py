@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import sys
+import time
 from collections.abc import Mapping
 
 import tensorboardX
@@ -45,9 +46,9 @@ class TensorBoardWriter:
     """Event files for TensorBoard; scalars are named kind/name. TensorFlow is not needed."""
 
     def __init__(self, directory: pathlib.Path, *, start_step: int):
-        # Two writers started in the same second would share a file name, were it not for the process id.
+        # Two writers started in the same second would share a file name, and the second empty it.
         self._writer = tensorboardX.SummaryWriter(
-            str(directory), purge_step=start_step + 1 if start_step else None, filename_suffix=f".{os.getpid()}"
+            str(directory), purge_step=start_step + 1, filename_suffix=f".{os.getpid()}.{time.time_ns()}"
         )
 
     def write(self, step: int, kind: str, scalars: Scalars) -> None:

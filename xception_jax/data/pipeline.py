@@ -43,6 +43,7 @@ def train_batches(
     Returns:
       Iterator of {"image": uint8[B, H, W, C], "label": int32[B]}, B = batch_size / process_count.
     """
+    _check_share(batch_size, process_count)
     dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat().random_map(transform)
     dataset = dataset[process_index::process_count].batch(batch_size // process_count, batch_fn=_stack)
     dataset = dataset[start_step:].to_iter_dataset(
@@ -83,11 +84,17 @@ def evaluation_batches(
       Iterator of {"image": uint8[B, H, W, C], "label": int32[B], "mask": float32[B]}, mask 0 on padding,
       B = batch_size / process_count.
     """
+    _check_share(batch_size, process_count)
     length = -(-len(source) // batch_size) * batch_size
     dataset = grain.MapDataset.source(_Padded(source, length)).map(transform)
     dataset = dataset[process_index::process_count].batch(batch_size // process_count, batch_fn=_stack)
     read = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * num_threads)
     return iter(dataset.to_iter_dataset(read))
+
+
+def _check_share(batch_size: int, process_count: int) -> None:
+    if batch_size % process_count:
+        raise ValueError(f"batch_size = {batch_size}: must be a multiple of the {process_count} processes")
 
 
 def _stack(examples: list[dict[str, Any]]) -> Batch:

@@ -64,8 +64,10 @@ class ImageFiles:
         path = self.paths[index]
         try:
             with Image.open(path) as image:
+                if image.mode == "I;16":  # Pillow would clip it at 255
+                    image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
                 pixels = np.asarray(image.convert("RGB"))  # [H, W, 3]
-        except (OSError, SyntaxError, ValueError) as error:  # Pillow raises each of them for damaged files
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow raises each
             raise ValueError(f"cannot read image {path}: {error}; repair or remove the file") from error
         return {"image": pixels, "label": self.labels[index]}
 
@@ -101,8 +103,13 @@ def image_folder(root: str | pathlib.Path) -> Dataset:
     folders = {split: root / split for split in ("train", "val")}
     for split, folder in folders.items():
         if not folder.is_dir():
-            raise ValueError(f"root = {str(root)!r}: has no folder {split}/; images belong in train/CLASS/ and val/CLASS/")
-    names = {split: sorted(p.name for p in folder.iterdir() if p.is_dir()) for split, folder in folders.items()}
+            raise ValueError(
+                f"root = {str(root)!r}: has no folder {split}/; images belong in train/CLASS/ and val/CLASS/"
+            )
+    names = {
+        split: sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name[0] != ".")
+        for split, folder in folders.items()
+    }
     if names["train"] != names["val"]:
         differ = sorted(set(names["train"]) ^ set(names["val"]))
         raise ValueError(

@@ -101,6 +101,10 @@ class TrainTransform(grain.transforms.RandomMap):
     min_area: float = 0.08
     flip: bool = True
 
+    def __post_init__(self):
+        if self.crop not in (kinds := ("none", "pad", "random_resized")):
+            raise ValueError(f"crop = {self.crop!r}: choose one of {kinds}")
+
     def random_map(self, element: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         """{"image": uint8[H, W, C], ...} -> {"image": uint8[size, size, C], ...}."""
         image, size, box = element["image"], self.image_size, None

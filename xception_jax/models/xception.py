@@ -174,7 +174,9 @@ class Xception(nnx.Module):
         if x.ndim != 4 or x.shape[-1] != self.config.in_channels:
             raise ValueError(f"images must be [N, H, W, {self.config.in_channels}]; got {x.shape}")
         if min(x.shape[1:3]) < (least := self._smallest_size()):
-            raise ValueError(f"images of {x.shape[1:3]} pixels are too small: need {least}, or stem_padding 'SAME'")
+            raise ValueError(
+                f"images of {x.shape[1:3]} pixels are too small: need {least}, or stem_padding 'SAME'"
+            )
         for conv in self.stem:
             x = jax.nn.relu(conv(x, train=train))  # 299: [N, 149, 149, 32], [N, 147, 147, 64]
         for module in self.entry:

@@ -1,0 +1,35 @@
+"""Xception on ImageNet as the paper trains it (Chollet 2017, sections 4.2 and 4.3).
+
+    python train.py --config configs/xception_imagenet.py --workdir runs/imagenet --config.data.root=/data/imagenet
+
+The folder holds train/CLASS/*.JPEG and val/CLASS/*.JPEG for the same 1,000 classes.
+
+From the paper: SGD, momentum 0.9, learning rate 0.045 times 0.94 every 2 epochs, weight decay 1e-5, dropout 0.5,
+Polyak averaging. It gives neither batch size nor length nor augmentation: 1,920 = 60 GPUs x 32 images, with
+per-replica batch statistics (groups of 32), is the natural reading of its set-up, and 120 epochs end the decay at
+2.4 % of the initial rate; crops are those of Inception without its color changes.
+
+The paper's result: 79.0 % top-1, 94.5 % top-5 on one crop, in about 3 days on 60 K80 GPUs. This recipe has not yet
+been trained to the end.
+"""
+
+from configs import common
+
+
+def get_config(variant: str = ""):
+    config = common.default()
+    config.batch_size = 1920
+    config.eval_batch_size = 1000
+    config.total_epochs = 120.0
+
+    config.model.bn_group_size = 32
+    config.model.dtype = "bfloat16"
+
+    config.data.source = "image_folder"
+    config.data.num_threads = 16
+
+    config.schedule.decay_every_epochs = 2.0
+
+    config.evaluate_every_epochs = 2.0
+    config.checkpoint_every_steps = 1000
+    return common.variant(config, variant)

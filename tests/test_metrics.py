@@ -1,0 +1,119 @@
+"""Metrics against scikit-learn, and by hand where it has none."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from sklearn.metrics import log_loss, top_k_accuracy_score
+
+from xception_jax import metrics
+
+
+def random_batch(examples, classes, seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.normal(0, 2, size=(examples, classes)).astype(np.float32), rng.integers(classes, size=examples)
+
+
+def sums(logits, labels, mask=None, loss=None):
+    """The package's sums under jit, of plain cross-entropy unless a loss is given."""
+    logits, labels = jnp.asarray(logits), jnp.asarray(labels, jnp.int32)
+    loss = metrics.cross_entropy(logits, labels) if loss is None else jnp.asarray(loss)
+    mask = None if mask is None else jnp.asarray(mask, jnp.float32)
+    return jax.jit(metrics.classification_sums)(loss, logits, labels, mask)
+
+
+def by_sklearn(logits, labels):
+    classes = range(logits.shape[1])
+    odds = np.exp(logits.astype(np.float64))
+    return {
+        "loss": log_loss(labels, odds / odds.sum(1, keepdims=True), labels=classes),
+        "top1": top_k_accuracy_score(labels, logits, k=1, labels=classes),
+        "top5": top_k_accuracy_score(labels, logits, k=5, labels=classes),
+    }
+
+
+def softmax_loss(logits, targets):
+    """- sum of target * log softmax, [N], in float64."""
+    logits = logits.astype(np.float64)
+    return -(targets * (logits - np.log(np.exp(logits).sum(1, keepdims=True)))).sum(1)
+
+
+def check(actual, expected):
+    assert actual.keys() == expected.keys()
+    for name, value in expected.items():
+        assert actual[name] == pytest.approx(value, rel=1e-5), name
+
+
+@pytest.mark.parametrize("examples, classes", [(400, 10), (300, 1000), (1, 6)])
+def test_against_sklearn(examples, classes):
+    logits, labels = random_batch(examples, classes)
+    check(metrics.compute(sums(logits, labels)), by_sklearn(logits, labels))
+
+
+@pytest.mark.parametrize("padding", [0.0, np.nan, np.inf])
+def test_padding_does_not_count(padding):
+    logits, labels = random_batch(64, 10)
+    mask = np.random.default_rng(1).random(64) < 0.7
+    loss = np.where(mask, metrics.cross_entropy(jnp.asarray(logits), jnp.asarray(labels, jnp.int32)), padding)
+    dirty = np.where(mask[:, None], logits, padding).astype(np.float32)
+    actual = sums(dirty, labels, mask, loss.astype(np.float32))
+    assert float(actual["count"]) == mask.sum()
+    check(metrics.compute(actual), by_sklearn(logits[mask], labels[mask]))
+
+
+def test_a_batch_of_padding_adds_nothing():
+    logits, labels = random_batch(4, 10)
+    assert {name: float(value) for name, value in sums(logits, labels, np.zeros(4)).items()} == {
+        "loss": 0,
+        "top1": 0,
+        "top5": 0,
+        "count": 0,
+    }
+
+
+def test_batches_add_up_to_the_whole():
+    logits, labels = random_batch(50, 10)
+    total = sums(logits[:32], labels[:32])
+    last = np.zeros((32, 10), np.float32)
+    last[:18] = logits[32:]
+    total = metrics.add(total, sums(last, np.append(labels[32:], [0] * 14), np.arange(32) < 18))
+    assert float(total["count"]) == 50
+    check(metrics.compute(total), by_sklearn(logits, labels))
+
+
+def test_compute_divides_by_the_count():
+    assert metrics.compute({"loss": 3.0, "top1": 1.0, "top5": 2.0, "grad_norm": 8.0, "count": 4.0}) == {
+        "loss": 0.75,
+        "top1": 0.25,
+        "top5": 0.5,
+        "grad_norm": 2.0,
+    }
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
+def test_label_smoothing(smoothing):
+    logits, labels = random_batch(32, 8)
+    targets = (1 - smoothing) * np.eye(8)[labels] + smoothing / 8
+    actual = metrics.cross_entropy(jnp.asarray(logits), jnp.asarray(labels, jnp.int32), label_smoothing=smoothing)
+    np.testing.assert_allclose(actual, softmax_loss(logits, targets), rtol=1e-5)
+
+
+def test_cross_entropy_of_bfloat16_and_of_huge_logits_is_in_float32():
+    logits = jnp.array([[1e4, -1e4, 0.0]], jnp.bfloat16)
+    loss = metrics.cross_entropy(logits, jnp.array([2]))
+    assert loss.dtype == jnp.float32
+    np.testing.assert_allclose(loss, [float(jnp.bfloat16(1e4))])
+
+
+@pytest.mark.parametrize("classes", [2, 3, 4, 5])
+def test_with_five_classes_or_fewer_every_example_is_a_top5_hit(classes):
+    logits, labels = random_batch(40, classes)
+    actual = metrics.compute(sums(logits, labels))
+    assert actual["top5"] == 1
+    assert actual["top1"] == pytest.approx((logits.argmax(1) == labels).mean())
+
+
+def test_a_tie_is_no_hit_for_all_that_share_it():
+    labels = np.arange(20)
+    actual = metrics.compute(sums(np.zeros((20, 20), np.float32), labels))
+    check(actual, {"loss": np.log(20), "top1": 1 / 20, "top5": 5 / 20})

@@ -1,0 +1,191 @@
+"""The training step: equal on 1 and 8 devices, equal when accumulated, and what its devices tell each other."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from xception_jax import create_model, optim, state
+from xception_jax.step import make_eval_step, make_train_step, normalize
+
+SMALL = {
+    "num_classes": 10,
+    "in_channels": 1,
+    "stem_widths": (4, 8),
+    "stem_strides": (1, 1),
+    "stem_padding": "SAME",
+    "entry_widths": (8,),
+    "middle_blocks": 1,
+    "exit_widths": (8, 16, 24),
+}
+
+
+def shardings(devices):
+    mesh = jax.make_mesh((devices,), ("data",), devices=jax.devices()[:devices], axis_types=(AxisType.Auto,))
+    return NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
+
+
+def batch_of(seed, size=32):
+    rng = np.random.default_rng(seed)
+    image = rng.integers(0, 256, (size, 12, 12, 1), dtype=np.uint8)
+    return {"image": image, "label": rng.integers(0, 10, size, dtype=np.int32)}
+
+
+@functools.cache
+def run(*, devices=1, steps=3, group=None, dropout=0.0, **options):
+    """Trains the small model; (state, losses)."""
+    settings = SMALL | {"bn_group_size": group, "dropout": dropout}
+    replicated, by_image = shardings(devices)
+    optimizer = optim.make_optimizer("sgd", 0.05, weight_decay=1e-4)
+
+    def make_model(key):
+        return create_model("xception", rngs=nnx.Rngs(key), **settings)
+
+    def init(key):
+        return state.create(make_model(key), optimizer, averaging=True)
+
+    graphdef = state.split(nnx.eval_shape(lambda: make_model(jax.random.key(0))))[0]
+    step = make_train_step(
+        graphdef, optimizer, mean=0.5, std=0.5, data_shards=devices, polyak_decay=0.9, **options
+    )
+    step = jax.jit(step, donate_argnums=0, out_shardings=replicated)
+    train_state = jax.jit(init, out_shardings=replicated)(jax.random.key(0))
+    key = jax.device_put(jax.random.key(1), replicated)
+    losses = []
+    for i in range(steps):
+        batch = jax.device_put(batch_of(i), by_image)
+        with jax.transfer_guard("disallow"):
+            train_state, sums = step(train_state, batch, key)
+        losses.append(float(sums["loss"] / sums["count"]))
+    return jax.device_get(train_state), np.array(losses)
+
+
+def assert_close(actual, expected, *, rtol):
+    """Every tensor within `rtol` of the other's norm."""
+    paths = jax.tree_util.tree_leaves_with_path(expected)
+    for (path, b), a in zip(paths, jax.tree.leaves(actual), strict=True):
+        error = np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-3)
+        assert error < rtol, f"{jax.tree_util.keystr(path)}: {error:.2e}"
+
+
+def weights(train_state):
+    return state.weight_sets(train_state)
+
+
+@pytest.mark.parametrize("group", [None, 2, 8])
+def test_one_and_eight_devices_train_alike(group):
+    """Each device has 4 images: groups of 8 span two devices."""
+    one, losses_one = run(devices=1, group=group)
+    eight, losses_eight = run(devices=8, group=group)
+    np.testing.assert_allclose(losses_eight, losses_one, rtol=1e-5)
+    assert_close(weights(eight), weights(one), rtol=1e-3)
+
+
+def test_dropout_draws_the_same_on_any_number_of_devices():
+    _, losses_one = run(devices=1, dropout=0.5)
+    _, losses_eight = run(devices=8, dropout=0.5)
+    np.testing.assert_allclose(losses_eight, losses_one, rtol=1e-5)
+    assert abs(losses_one[0] - run(steps=1)[1][0]) > 1e-3
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_accumulation_equals_the_large_batch(devices):
+    whole, losses = run(devices=devices, group=2)
+    parts, losses_parts = run(devices=devices, group=2, accumulation_steps=2)
+    np.testing.assert_allclose(losses_parts, losses, rtol=1e-5)
+    assert_close(weights(parts), weights(whole), rtol=1e-3)
+
+
+def test_statistics_of_the_whole_batch_differ_from_those_of_its_parts():
+    """Without groups the parts of an accumulated batch are normalized by themselves."""
+    _, whole = run(steps=1)
+    _, parts = run(steps=1, accumulation_steps=4)
+    assert abs(whole[0] - parts[0]) > 1e-3
+
+
+def test_average_follows_parameters_and_statistics():
+    """Without warm-up, after one step: 0.9 of the initial weights and 0.1 of the new ones."""
+    start, _ = run(steps=0)
+    end, _ = run(steps=1, polyak_warmup=False)
+    for name in ("params", "batch_stats"):
+        expected = jax.tree.map(
+            lambda a, b: 0.9 * a + 0.1 * b, weights(start)["raw"][name], weights(end)["raw"][name]
+        )
+        assert_close(end.ema[name], expected, rtol=1e-6)
+        assert any(
+            np.abs(a - b).max() > 1e-5
+            for a, b in zip(jax.tree.leaves(end.ema[name]), jax.tree.leaves(start.ema[name]), strict=True)
+        )
+
+
+def test_fingerprint_sees_a_single_bit():
+    train_state, _ = run(steps=0)
+    before = state.fingerprint(train_state)
+    assert state.fingerprint(jax.tree.map(np.copy, train_state)) == before
+    changed = jax.tree.map(np.array, train_state)
+    jax.tree.leaves(changed.ema["batch_stats"])[0].view(np.int32)[0] ^= 1
+    assert state.fingerprint(changed) != before
+
+
+def test_normalize_maps_pixels_to_the_range_of_the_record():
+    pixels = np.array([0, 255, 51], np.uint8)
+    np.testing.assert_allclose(normalize(pixels, mean=0.5, std=0.5), [-1, 1, -0.6], atol=1e-6)
+
+
+def test_evaluation_ignores_padding_and_tells_weights_apart():
+    train_state, _ = run(steps=2)
+    graphdef = state.split(nnx.eval_shape(lambda: create_model("xception", **SMALL)))[0]
+    step = jax.jit(make_eval_step(graphdef, mean=0.5, std=0.5))
+    batch = batch_of(0)
+    mask = np.ones(32, np.float32)
+    all_images = step(weights(train_state), batch | {"mask": mask})
+    first = step(weights(train_state), batch | {"mask": np.where(np.arange(32) < 10, mask, 0)})
+    rest = step(weights(train_state), batch | {"mask": np.where(np.arange(32) < 10, 0, mask)})
+    for name in ("raw", "averaged"):
+        assert (first[name]["count"], rest[name]["count"]) == (10, 22)
+        for metric in ("loss", "top1", "top5"):
+            total = first[name][metric] + rest[name][metric]
+            np.testing.assert_allclose(total, all_images[name][metric], rtol=1e-5)
+    assert all_images["raw"]["loss"] != all_images["averaged"]["loss"]
+
+
+COLLECTIVE = re.compile(
+    r"= (?P<shape>.*?) (?P<name>all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter"
+    r"|collective-broadcast|ragged-all-to-all)(?:-start)?\("
+)
+
+
+def test_devices_exchange_only_gradients_statistics_and_metrics():
+    """The compiled step of the full network on 8 devices, 299 px: no collective but all-reduces, and together they
+    carry each gradient, two batch means (mean, variance) and their two gradients a channel, and four metrics."""
+    devices, size = 8, 16
+    replicated, by_image = shardings(devices)
+    optimizer = optim.make_optimizer("sgd", 0.045, weight_decay=1e-5)
+
+    def init(key):
+        return state.create(create_model("xception", rngs=nnx.Rngs(key)), optimizer, averaging=True)
+
+    def spec(tree, sharding):
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+
+    train_state = spec(jax.eval_shape(init, jax.random.key(0)), replicated)
+    graphdef = state.split(nnx.eval_shape(lambda: create_model("xception")))[0]
+    step = make_train_step(graphdef, optimizer, mean=0.5, std=0.5, data_shards=devices, polyak_decay=0.9999)
+    images = jax.ShapeDtypeStruct((size, 299, 299, 3), jnp.uint8)
+    batch = spec({"image": images, "label": jax.ShapeDtypeStruct((size,), jnp.int32)}, by_image)
+    key = spec(jax.eval_shape(lambda: jax.random.key(0)), replicated)
+    compiled = jax.jit(step, donate_argnums=0, out_shardings=replicated).lower(train_state, batch, key).compile()
+    found = [match.groupdict() for match in COLLECTIVE.finditer(compiled.as_text())]
+    assert {collective["name"] for collective in found} == {"all-reduce"}
+    carried = sum(
+        int(np.prod([int(n) for n in shape.split(",") if n]))
+        for collective in found
+        for shape in re.findall(r"f32\[([\d,]*)\]", collective["shape"])
+    )
+    parameters, channels = 22_855_952, 27_264
+    assert parameters + 4 * channels <= carried <= parameters + 6 * channels + 8, carried

@@ -1,0 +1,222 @@
+"""The launcher as people use it: interruptions, damage, mistakes; each run is a process of its own."""
+
+import json
+import os
+import pathlib
+import re
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+TINY = (
+    "--config=configs/digits.py",
+    "--config.total_epochs=0",
+    "--config.total_steps=60",
+    "--config.evaluate_every_epochs=0",
+    "--config.evaluate_every_steps=20",
+    "--config.log_every_steps=10",
+    "--config.model.stem_widths=(4,8)",
+    "--config.model.entry_widths=(8,)",
+    "--config.model.middle_blocks=0",
+    "--config.model.exit_widths=(8,8,16)",
+    "--config.data.image_size=8",
+)
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory):
+    """One device, and one compilation cache for all runs of the session."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    return {
+        **os.environ,
+        "XLA_FLAGS": "",
+        "JAX_COMPILATION_CACHE_DIR": str(base / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+
+
+@pytest.fixture(scope="session")
+def launch(environment):
+    """launch(*arguments, at=(line, signal)) -> (exit code, output); the signal follows the first such line."""
+
+    def run(*arguments, at=None):
+        process = subprocess.Popen(
+            [sys.executable, "train.py", *map(str, arguments)],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        lines = []
+        for line in process.stdout:
+            lines.append(line)
+            if at and line.startswith(at[0]):
+                process.send_signal(at[1])
+                at = None
+        assert at is None, f"no line began with {at[0]!r}:\n{''.join(lines)}"
+        return process.wait(timeout=60), "".join(lines)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def unbroken(launch, tmp_path_factory):
+    """(workdir, output) of a run that nothing disturbed."""
+    workdir = tmp_path_factory.mktemp("unbroken") / "run"
+    code, output = launch(*TINY, "--workdir", workdir)
+    assert code == 0, output
+    return workdir, output
+
+
+def fingerprint(output):
+    return re.search(r"^fingerprint of step 60: (\w{16})$", output, re.MULTILINE)[1]
+
+
+def metric_rows(workdir):
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k not in ("images_per_second", "data_wait")} for row in rows]
+
+
+def test_a_run_leaves_what_it_promises(unbroken):
+    workdir, output = unbroken
+    expected = {"checkpoints", "tensorboard", "metrics.jsonl", "config.json", "training_profile.png"}
+    assert expected <= {path.name for path in workdir.iterdir()}
+    assert all(str(workdir / name) in output for name in expected)
+    assert "python -m xception_jax evaluate" in output.splitlines()[-2]
+    assert output.count("evaluated 360 images") == 4  # at steps 20, 40, 60, and in the summary
+    assert re.search(r"^devices: 1 x cpu on 1 host; mesh \{'data': 1\}", output, re.MULTILINE)
+    assert "44.9 steps an epoch" in output
+    assert "= 100 steps = 2.23 epochs" in output
+    assert re.search(r"\| classifier/kernel +\| \(16, 10\)", output)
+    row = (
+        r"^step 20/60 \| epoch 0\.45 \| loss .* \| top-1 .* \| lr 0.045 \| .* images/s \| data wait .* \| .* left$"
+    )
+    assert re.search(row, output, re.MULTILINE)
+
+
+def test_interrupted_runs_end_bit_equal(unbroken, launch, tmp_path):
+    """SIGTERM while compiling, Ctrl-C while evaluating, SIGKILL between checkpoints: the same end as without."""
+    command = (*TINY, "--workdir", tmp_path / "run", "--config.eval_batch_size=1")
+    code, output = launch(*command, at=("averaging:", signal.SIGTERM))
+    assert code == 0 and "interrupted at step 0, which is saved" in output, output
+    code, output = launch(*command, at=("step 20/60", signal.SIGINT))
+    assert code == 0 and "interrupted at step 20, which is saved" in output, output
+    assert "step 20: evaluated" not in output
+    code, output = launch(*command, at=("step 50/60", signal.SIGKILL))
+    assert code == -signal.SIGKILL
+    assert "continuing from step 20" in output and "step 20: evaluated" in output
+    code, output = launch(*command)
+    assert code == 0 and "continuing from step 40" in output, output
+    assert fingerprint(output) == fingerprint(unbroken[1])
+    resumed, whole = metric_rows(tmp_path / "run"), metric_rows(unbroken[0])
+    assert [(row["step"], row["kind"]) for row in resumed] == [(row["step"], row["kind"]) for row in whole]
+    assert [r for r in resumed if r["kind"] == "train"] == [r for r in whole if r["kind"] == "train"]
+
+
+def test_a_complete_run_says_so_and_changes_nothing(unbroken, launch, tmp_path):
+    shutil.copytree(unbroken[0], tmp_path / "run")
+    code, output = launch(*TINY, "--workdir", tmp_path / "run")
+    assert code == 0 and "the run is complete" in output
+    assert fingerprint(output) == fingerprint(unbroken[1])
+    assert metric_rows(tmp_path / "run") == metric_rows(unbroken[0])
+
+
+def damage(checkpoint):
+    """Changes one byte of the parameters, in the middle of their largest file."""
+    path = max((checkpoint / "params").rglob("*"), key=lambda p: p.stat().st_size if p.is_file() else 0)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(unbroken, launch, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(unbroken[0], workdir)
+    damage(workdir / "checkpoints" / "60")
+    code, output = launch(*TINY, "--workdir", workdir)
+    assert code == 0, output
+    assert re.search(rf"^warning: checkpoint {workdir}/checkpoints/60 is damaged .*; using 40$", output, re.M), (
+        output
+    )
+    assert fingerprint(output) == fingerprint(unbroken[1])
+    assert (workdir / "damaged-60" / "params").is_dir()
+    assert metric_rows(workdir) == metric_rows(unbroken[0])
+
+
+def test_nothing_is_overwritten_when_all_checkpoints_are_damaged(unbroken, launch, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(unbroken[0], workdir)
+    for step in (20, 40, 60):
+        damage(workdir / "checkpoints" / str(step))
+    code, output = launch(*TINY, "--workdir", workdir)
+    assert code == 2
+    assert output.splitlines()[-1].startswith(f"error: --workdir={workdir}: none of 3")
+    assert {path.name for path in (workdir / "checkpoints").iterdir()} == {"20", "40", "60"}
+
+
+def test_a_nonfinite_loss_names_step_and_last_good_checkpoint(launch, tmp_path):
+    workdir = tmp_path / "run"
+    options = ("--config.schedule.base_lr=1e18", "--config.evaluate_every_steps=1", "--config.log_every_steps=1")
+    code, output = launch(*TINY, *options, "--workdir", workdir)
+    assert code == 1
+    last = output.splitlines()[-1]
+    step = int(re.match(r"error: \w+ is (?:nan|inf) at step (\d+); ", last)[1])
+    saved = sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
+    assert saved == [] or saved[-1] < step
+    expected = f"last good checkpoint: {workdir}/checkpoints/{saved[-1]}" if saved else "none saved yet"
+    assert expected in last
+
+
+def test_one_run_at_a_time_in_a_workdir(unbroken, launch, tmp_path):
+    import fcntl
+
+    workdir = tmp_path / "run"
+    shutil.copytree(unbroken[0], workdir)
+    with (workdir / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        code, output = launch(*TINY, "--workdir", workdir)
+    assert code == 2 and "another process is training here" in output
+
+
+MISTAKES = {
+    "unknown key": (["--config.bach_size=3"], "--config.bach_size=3", "did you mean 'batch_size'?"),
+    "wrong type": (["--config.batch_size=many"], "--config.batch_size=many", "int"),
+    "out of range": (["--config.batch_size=-4"], "config.batch_size = -4", "greater than 0"),
+    "not one of": (["--config.optimizer.name=adam"], "config.optimizer.name = 'adam'", "'sgd'"),
+    "no such recipe": (["--config=configs/nope.py"], "configs/nope.py", "recipes are in configs/"),
+    "no such variant": (["--config=configs/digits.py:smok"], "'smok'", "NAME.py:smoke"),
+    "unknown flag": (["--confg.batch_size=3"], "--confg.batch_size", "--config.KEY=VALUE"),
+    "loose argument": (["batch_size=3"], "'batch_size=3'", "--config.KEY=VALUE"),
+    "too small an image": (
+        ["--config.model.stem_padding=VALID", "--config.data.image_size=2"],
+        "config.data.image_size = 2",
+        "'SAME'",
+    ),
+    "workdir is a file": (["--workdir=/etc/passwd"], "--workdir=/etc/passwd", "name a directory"),
+    "workdir of others": (["--workdir=/usr"], "--workdir=/usr", "name a new or empty directory"),
+}
+
+
+@pytest.mark.parametrize("arguments, names, remedy", MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_gets_one_line(arguments, names, remedy, launch, tmp_path):
+    workdir = tmp_path / "run"
+    code, output = launch("--config=configs/digits.py", f"--workdir={workdir}", *arguments)
+    assert code == 2
+    (line,) = output.splitlines()
+    assert line.startswith("error: ") and names in line and remedy in line, line
+    assert not workdir.exists()
+
+
+def test_another_recipe_in_the_same_workdir_is_refused(unbroken, launch):
+    before = (unbroken[0] / "config.json").read_text()
+    code, output = launch(*TINY, "--config.seed=1", "--workdir", unbroken[0])
+    assert code == 2
+    (line,) = output.splitlines()
+    assert "config.seed = 1" in line and "has 0: pass --config.seed=0" in line
+    assert (unbroken[0] / "config.json").read_text() == before

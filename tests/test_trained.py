@@ -1,0 +1,136 @@
+"""Runs of every recipe on 8 devices, and what can be done with what they leave."""
+
+import json
+import pathlib
+import runpy
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from sklearn.metrics import accuracy_score
+
+import xception_jax
+from configs import common, digits
+from xception_jax import data, loop
+from xception_jax.errors import UserError
+
+ROOT = pathlib.Path(__file__).parent.parent
+RECIPES = sorted(path for path in (ROOT / "configs").glob("*.py") if path.stem not in ("common", "__init__"))
+
+
+@pytest.fixture(autouse=True)
+def plain_types():
+    """The evaluation's host side and Pillow mix types freely; the strict ones are for the step's tests."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """(workdir, result) of a few steps of the digits recipe on 8 devices, evaluated in batches of 7."""
+    config = digits.get_config("smoke")
+    config.batch_size, config.total_steps, config.evaluate_every_steps = 16, 24, 8
+    config.eval_batch_size = 7
+    config.schedule.base_lr = 0.5
+    config.checkpoints_to_keep = 1
+    workdir = tmp_path_factory.mktemp("trained") / "run"
+    return workdir, loop.train(config, workdir)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_runs_its_smoke_variant(path, tmp_path):
+    config = runpy.run_path(str(path))["get_config"]("smoke")
+    result = loop.train(config, tmp_path / "run")
+    assert (result.step, result.num_examples) == (4, 360)
+    assert all(np.isfinite(v) for values in result.evaluation.values() for v in values.values())
+
+
+@pytest.mark.parametrize("weights", ["raw", "averaged"])
+def test_loaded_weights_give_the_accuracy_the_run_measured(run, weights):
+    workdir, _ = run
+    trained = xception_jax.load(workdir, checkpoint="latest", weights=weights)
+    held_out = data.load("digits").validation
+    predicted = trained.predict(held_out.images, batch_size=50).argmax(axis=1)
+    measured = trained.evaluation[weights]["top1"]
+    assert accuracy_score(held_out.labels, predicted) == pytest.approx(measured, abs=1e-6)
+    assert measured > 0.3
+    assert trained.step == 24 and trained.class_names == tuple("0123456789")
+
+
+def test_probabilities_add_up_and_sizes_may_differ(run):
+    trained = xception_jax.load(run[0])
+    images = [np.zeros((8, 8), np.uint8), np.full((20, 31, 1), 200, np.uint8)]
+    probabilities = trained.predict(images)
+    assert probabilities.shape == (2, 10)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-5)
+
+
+def test_best_is_the_highest_top1_of_the_averaged_weights(run):
+    workdir, _ = run
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    scores = {row["step"]: row["top1"] for row in rows if row["kind"] == "averaged"}
+    assert sorted(scores) == [8, 16, 24]
+    best = xception_jax.load(workdir, checkpoint="best")
+    assert scores[best.step] == max(scores.values())
+    kept = {int(path.name) for path in (workdir / "checkpoints").iterdir()}
+    assert kept == {24, best.step}
+
+
+@pytest.mark.parametrize(
+    "images, message",
+    [
+        (np.zeros((1, 8, 8, 1)), "float64"),
+        (np.zeros((1, 8, 8, 3), np.uint8), "[height, width, 1]"),
+        ([], "empty"),
+    ],
+)
+def test_unfit_images_are_refused(run, images, message):
+    trained = xception_jax.load(run[0])
+    with pytest.raises(ValueError) as error:
+        trained.predict(images)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"checkpoint": "17"}, "checkpoint = '17': choose 'best', 'latest' or one of"),
+        ({"checkpoint": "last"}, "checkpoint = 'last'"),
+        ({"weights": "ema"}, "weights = 'ema': choose 'averaged' or 'raw'"),
+    ],
+)
+def test_unknown_checkpoints_and_weights_are_refused(run, arguments, message):
+    with pytest.raises(UserError) as error:
+        xception_jax.load(run[0], **arguments)
+    assert message in str(error.value)
+
+
+def test_no_run_is_one_line(tmp_path):
+    with pytest.raises(UserError, match="holds no run"):
+        xception_jax.load(tmp_path / "nowhere")
+
+
+def test_evaluate_command_repeats_the_run_s_numbers(run):
+    """On one device, with another batch size."""
+    workdir, result = run
+    command = [sys.executable, "-m", "xception_jax", "evaluate", f"--workdir={workdir}", "--checkpoint=latest"]
+    command += ["--batch_size=100"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().endswith(loop.describe(result.evaluation, 360))
+    assert done.stderr == ""
+
+
+def test_evaluate_command_explains_a_missing_run(tmp_path):
+    command = [sys.executable, "-m", "xception_jax", "evaluate", f"--workdir={tmp_path}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: --workdir={tmp_path}: holds no run") and done.stderr.count("\n") == 1
+
+
+def test_common_defaults_name_no_dataset_of_their_own():
+    """A recipe must say its length; the defaults alone are not one."""
+    with pytest.raises(UserError, match="set one of them"):
+        loop.train(common.default(), "/nonexistent")
