@@ -11,7 +11,7 @@ LEAVES = {
 }  # fmt: skip
 LOOP = LEAVES | {"models", "step", "config", "workdir", "experiment", "loop", "trained"}
 ALLOWED = {
-    **dict.fromkeys(LEAVES, set()),
+    **{leaf: set() for leaf in LEAVES},
     "layers": {"ops"},
     "models": {"layers", "ops"},
     "step": {"metrics", "optim", "state"},

@@ -116,15 +116,12 @@ def test_training_gradients_equal_central_differences(group_size):
 
     d_params, dx = jax.grad(model_loss, argnums=(0, 1))(params, jnp.asarray(x))
     x = x.astype(np.float64)
-    expected = {
-        "scale": numeric_gradient(lambda value: loss(x, value, bias), scale),
-        "bias": numeric_gradient(lambda value: loss(x, scale, value), bias),
-    }
-    np.testing.assert_allclose(
-        dx, numeric_gradient(lambda value: loss(value, scale, bias), x), rtol=1e-4, atol=1e-4
-    )
-    for name, value in expected.items():
-        np.testing.assert_allclose(d_params[name][...], value, rtol=1e-4, atol=1e-4)
+    for gradient, expected in (
+        (dx, numeric_gradient(lambda value: loss(value, scale, bias), x)),
+        (d_params["scale"][...], numeric_gradient(lambda value: loss(x, value, bias), scale)),
+        (d_params["bias"][...], numeric_gradient(lambda value: loss(x, scale, value), bias)),
+    ):
+        np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("group_size", [None, 4])

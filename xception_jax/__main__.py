@@ -5,10 +5,10 @@ import sys
 
 from absl import logging
 
-from xception_jax.commands import evaluate
+from xception_jax.commands import benchmark, evaluate
 from xception_jax.errors import TrainingError, UserError
 
-COMMANDS = {"evaluate": evaluate}
+COMMANDS = {"evaluate": evaluate, "benchmark": benchmark}
 
 
 def main() -> None:

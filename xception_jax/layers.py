@@ -55,7 +55,7 @@ class BatchNorm(nnx.Module):
         group = (self.group_size or shape[0]) if train else shape[0]
         if shape[0] % group:
             raise ValueError(f"a batch of {shape[0]} images does not divide into groups of {group}")
-        x = x.astype(jnp.float32).reshape(-1, group, *shape[1:])  # [G, group, ..., C]
+        x = x.astype(jnp.float32).reshape(shape[0] // group, group, *shape[1:])  # [G, group, ..., C]
         if train:
             axes = tuple(range(1, x.ndim - 1))
             mean = jnp.mean(x, axes, keepdims=True)  # [G, 1, ..., C]

@@ -18,7 +18,7 @@ def training_profile(rows: list[dict], target: pathlib.Path) -> Figure:
     figure = Figure(figsize=(10, 4), layout="constrained")
     panels = {"loss": (1, "cross-entropy in nats"), "top1": (100, "top-1 accuracy in %")}
     styles = {
-        "train": ("training, mean since last point", "0.6", "-"),
+        "train": ("training, mean since last point", "0.6", ".-"),
         "raw": ("held out, raw weights", "tab:orange", "o-"),
         "averaged": ("held out, averaged weights", "tab:blue", "s-"),
     }

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from xception_jax.layers import KERNEL_INIT, BatchNorm, ConvBN, SeparableConvBN
+from xception_jax.layers import ACTIVATIONS, KERNEL_INIT, BatchNorm, ConvBN, SeparableConvBN
 from xception_jax.models.preprocessing import Preprocessing
 
 
@@ -67,6 +67,14 @@ class Config:
             ("bn_momentum", 0 <= self.bn_momentum < 1, "in [0, 1)"),
             ("middle_blocks", self.middle_blocks >= 0, "at least 0"),
             ("entry_widths", len(self.entry_widths) > 0, "one width or more"),
+            ("exit_widths", len(self.exit_widths) == 3, "three widths"),
+            ("stem_strides", len(self.stem_strides) == len(self.stem_widths), "as many as stem_widths"),
+            ("stem_padding", self.stem_padding in ("VALID", "SAME"), "'VALID' or 'SAME'"),
+            (
+                "intermediate_activation",
+                self.intermediate_activation in (None, *ACTIVATIONS),
+                f"None or one of {sorted(ACTIVATIONS)}",
+            ),
         ]
         for name, holds, rule in rules:
             if not holds:
@@ -203,6 +211,8 @@ class Xception(nnx.Module):
           train: use and update batch statistics, apply dropout.
           key: PRNG key of the dropout; needed if `train` and `config.dropout` > 0.
         """
+        if train and self.config.dropout and key is None:
+            raise ValueError(f"key = None: training with dropout = {self.config.dropout} needs a PRNG key")
         x = self.features(x, train=train)
         x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)  # [N, C]
         for linear in self.fc:

@@ -92,7 +92,8 @@ def _pad(x: jax.Array, padding: Pairs, dilation: tuple[int, int] = (1, 1)) -> ja
 
 
 def _accumulator(dtype: jnp.dtype) -> jnp.dtype:
-    return jnp.promote_types(dtype, jnp.float32)
+    """float32 for narrower types, else the type itself."""
+    return jnp.dtype(jnp.float32) if dtype.itemsize < 4 else dtype
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
