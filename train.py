@@ -51,7 +51,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
     except Exception as error:  # config files are programs: they can raise anything
         _fail(_explain(error, argv), 2)
     if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.ERROR)  # orbax tells every file it writes
+        logging.set_verbosity(logging.FATAL)  # orbax tells of every file; its errors reach us as exceptions
     if rest:
         _fail(f"unexpected argument {rest[0]!r}: settings are written --config.KEY=VALUE", 2)
     for name in ("config", "workdir"):

@@ -17,7 +17,7 @@ def main() -> None:
     for name, module in COMMANDS.items():
         module.add_arguments(subparsers.add_parser(name, help=module.__doc__, description=module.__doc__))
     arguments = parser.parse_args()
-    logging.set_verbosity(logging.ERROR)
+    logging.set_verbosity(logging.FATAL)
     try:
         COMMANDS[arguments.command].run(arguments)
     except (UserError, TrainingError) as error:

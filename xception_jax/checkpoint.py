@@ -60,7 +60,7 @@ class Checkpoints:
         try:
             saved = self._manager.save(step, args=args, metrics=metrics)
         except Exception as error:
-            raise OSError(f"cannot write checkpoint {self.directory / str(step)}: {first_line(error)}") from error
+            raise OSError(f"cannot write to {self.directory}: {first_line(error)}") from error
         if not saved:
             raise OSError(f"checkpoint {self.directory / str(step)} exists already and was not written again")
 
@@ -70,7 +70,7 @@ class Checkpoints:
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
         except Exception as error:
-            raise OSError(f"cannot write a checkpoint in {self.directory}: {first_line(error)}") from error
+            raise OSError(f"cannot write to {self.directory}: {first_line(error)}") from error
 
     def close(self) -> None:
         self._manager.close()

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from clu import parameter_overview
 from ml_collections import ConfigDict
@@ -76,7 +77,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Result:
             return _Run(experiment, directory, checkpoints, stop).train()
         except OSError as error:  # a full disk, above all
             raise TrainingError(
-                f"{error}; checkpoints kept: {checkpoints.steps()}; then run the same command to go on"
+                f"{error}; checkpoints kept: {checkpoints.steps()}; mend this and run the same command to go on"
             ) from error
         finally:
             checkpoints.close()
@@ -122,7 +123,7 @@ class _Run:
         total = self.experiment.total_steps
         if evaluation is None and start_step and self._due(start_step, self.experiment.evaluate_every):
             evaluation = self._evaluate(eval_step, train_state, start_step, writers)  # a stop came before it
-        key = jax.device_put(jax.random.key(self.recipe.seed), self.experiment.replicated)
+        key = self._on_all_devices(lambda: jax.random.key(self.recipe.seed))
         batches = self.experiment.train_batches(start_step)
         progress = _Progress(self.experiment, self.checkpoints, writers)
         self.console.start(step=start_step, total=total)
@@ -150,6 +151,10 @@ class _Run:
     def _due(self, step: int, every: int) -> bool:
         return step % every == 0 or step == self.experiment.total_steps
 
+    def _on_all_devices(self, make: Callable[[], PyTree]) -> PyTree:
+        """What `make` computes, replicated. (One host cannot put an array on the devices of another.)"""
+        return jax.jit(make, out_shardings=self.experiment.replicated)()
+
     def _abstract_state(self) -> state.TrainState:
         shapes = jax.eval_shape(self.experiment.create_state, jax.random.key(0))
         return jax.tree.map(
@@ -158,8 +163,10 @@ class _Run:
 
     def _initialize(self) -> tuple[state.TrainState, int, None] | None:
         """(fresh state, 0, None); None if a stop was requested meanwhile."""
-        create = jax.jit(self.experiment.create_state, out_shardings=self.experiment.replicated)
-        train_state = self.stop.run(lambda: create(jax.random.key(self.recipe.seed)))
+        seed = self.recipe.seed
+        train_state = self.stop.run(
+            lambda: self._on_all_devices(lambda: self.experiment.create_state(jax.random.key(seed)))
+        )
         return None if train_state is None else (train_state, 0, None)
 
     def _restore(self) -> tuple[state.TrainState, int, Evaluation | None] | None:
@@ -176,7 +183,7 @@ class _Run:
         if restored is None:
             return None
         step, trees, meta = restored
-        counter = jax.device_put(np.int32(step), self.experiment.replicated)
+        counter = self._on_all_devices(lambda: jnp.int32(step))
         return dataclasses.replace(abstract, step=counter, **trees), step, meta["evaluation"]
 
     def _compile(self, train_state: state.TrainState) -> tuple[Callable, Callable] | None:
@@ -194,7 +201,7 @@ class _Run:
             polyak_warmup=polyak.warmup,
         )
         eval_step = step_lib.make_eval_step(graphdef, **experiment.normalization)
-        key = jax.device_put(jax.random.key(0), experiment.replicated)
+        key = self._on_all_devices(lambda: jax.random.key(0))
         train_batch = experiment.batch_spec(self.recipe.batch_size, masked=False)
         eval_batch = experiment.batch_spec(experiment.eval_batch_size, masked=True)
         replicated = experiment.replicated
@@ -272,8 +279,9 @@ def evaluate(
     for batch in experiment.evaluation_batches():
         if stop is not None and stop():
             return None
+        placed = experiment.to_devices(batch)
         with jax.transfer_guard("disallow"):
-            pending.append(eval_step(weight_sets, experiment.to_devices(batch)))
+            pending.append(eval_step(weight_sets, placed))
         if len(pending) > 1:
             jax.block_until_ready(pending[-2])  # at most two batches are on their way
     totals = jax.tree.map(lambda *values: math.fsum(map(float, values)), *jax.device_get(pending))

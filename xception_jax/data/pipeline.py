@@ -1,7 +1,7 @@
 """Batches of numpy arrays, with grain.
 
-The batch of a step is a function of (seed, step): resuming needs no iterator state, and the images of a
-global batch, augmented, are the same for any number of hosts.
+The batch of a step is a function of (seed, step): resuming needs no iterator state, and a global batch, augmented,
+is the same array for any number of hosts.
 """
 
 import dataclasses
@@ -38,14 +38,14 @@ def train_batches(
       seed: of order and augmentation.
       start_step: steps already done.
       num_threads, num_workers: threads in each process that reads, and such processes beside this one.
-      process_index, process_count: which interleaved share of each batch to yield.
+      process_index, process_count: which of the consecutive shares of each batch to yield.
 
     Returns:
       Iterator of {"image": uint8[B, H, W, C], "label": int32[B]}, B = batch_size / process_count.
     """
     _check_share(batch_size, process_count)
     dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat().random_map(transform)
-    dataset = dataset[process_index::process_count].batch(batch_size // process_count, batch_fn=_stack)
+    dataset = dataset.batch(batch_size // process_count, batch_fn=_stack)[process_index::process_count]
     dataset = dataset[start_step:].to_iter_dataset(
         grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * num_threads)
     )
@@ -87,7 +87,7 @@ def evaluation_batches(
     _check_share(batch_size, process_count)
     length = -(-len(source) // batch_size) * batch_size
     dataset = grain.MapDataset.source(_Padded(source, length)).map(transform)
-    dataset = dataset[process_index::process_count].batch(batch_size // process_count, batch_fn=_stack)
+    dataset = dataset.batch(batch_size // process_count, batch_fn=_stack)[process_index::process_count]
     read = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * num_threads)
     return iter(dataset.to_iter_dataset(read))
 
