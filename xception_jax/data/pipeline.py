@@ -16,6 +16,8 @@ from xception_jax.data.transforms import EvaluationTransform, TrainTransform
 
 Batch = dict[str, np.ndarray]
 
+_EPOCHS = 1_000_000  # grain's endless repetition overflows where a host gets one image of a batch
+
 
 def train_batches(
     source: Source,
@@ -44,7 +46,7 @@ def train_batches(
       Iterator of {"image": uint8[B, H, W, C], "label": int32[B]}, B = batch_size / process_count.
     """
     _check_share(batch_size, process_count)
-    dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat().random_map(transform)
+    dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat(_EPOCHS).random_map(transform)
     dataset = dataset.batch(batch_size // process_count, batch_fn=_stack)[process_index::process_count]
     dataset = dataset[start_step:].to_iter_dataset(
         grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * num_threads)
