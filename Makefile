@@ -5,16 +5,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-slow lint check notebooks constraints clean
+.PHONY: demo test lint check notebooks constraints clean
 
 demo: $(INSTALLED)  ## train a small Xception on real handwritten digits, in minutes
 	$(BIN)/python train.py --config configs/digits.py --workdir runs/digits
 
-test: $(INSTALLED)  ## the whole suite but for the slow tests
+test: $(INSTALLED)  ## the whole suite
 	$(BIN)/python -m pytest -n 2 --dist worksteal
-
-test-slow: $(INSTALLED)  ## the tests marked slow
-	$(BIN)/python -m pytest -m slow
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

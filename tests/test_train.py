@@ -122,6 +122,14 @@ def test_a_complete_run_says_so_and_changes_nothing(unbroken, launch, tmp_path):
     assert metric_rows(tmp_path / "run") == metric_rows(unbroken[0])
 
 
+def test_the_digits_recipe_reaches_its_accuracy(launch, tmp_path):
+    code, output = launch("--config=configs/digits.py", "--workdir", tmp_path / "run")
+    assert code == 0, output
+    (summary,) = re.findall(r"^evaluated 360 images.*", output, re.MULTILINE)
+    top1 = [float(value) for value in re.findall(r"top-1 ([\d.]+) %", summary)]
+    assert len(top1) == 2 and min(top1) >= 97, summary
+
+
 def damage(checkpoint):
     """Changes one byte of the parameters, in the middle of their largest file."""
     path = max((checkpoint / "params").rglob("*"), key=lambda p: p.stat().st_size if p.is_file() else 0)

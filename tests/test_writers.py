@@ -193,3 +193,13 @@ class TestTrainingProfile:
     def test_a_run_without_averaging_has_two_lines(self, tmp_path):
         figure = training_profile([row for row in ROWS if row["kind"] != "averaged"], tmp_path / "profile.png")
         assert [len(axes.get_lines()) for axes in figure.axes] == [2, 2]
+
+
+def test_an_evaluation_to_be_repeated_is_dropped(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    writer = JsonlWriter(path, start_step=0)
+    for step, kind in [(5, "train"), (5, "raw"), (10, "train"), (10, "raw"), (10, "averaged")]:
+        writer.write(step, kind, {"loss": 1.0})
+    writer.close()
+    JsonlWriter(path, start_step=10, evaluated=False).close()
+    assert [(row["step"], row["kind"]) for row in read_jsonl(path)] == [(5, "train"), (5, "raw"), (10, "train")]

@@ -104,7 +104,13 @@ class _Run:
         steps = self._compile(train_state)
         if steps is None:
             return self._interrupted(start_step, train_state)
-        writers = Writers(self.workdir, start_step=start_step, console=self.console, enabled=self.first_host)
+        writers = Writers(
+            self.workdir,
+            start_step=start_step,
+            evaluated=evaluation is not None,
+            console=self.console,
+            enabled=self.first_host,
+        )
         try:
             return self._train(train_state, start_step, evaluation, *steps, writers)
         finally:

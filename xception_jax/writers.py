@@ -16,9 +16,17 @@ Scalars = Mapping[str, float]
 class JsonlWriter:
     """One line of JSON for each call, {"step": ..., "kind": ..., name: value}; written through at once."""
 
-    def __init__(self, path: pathlib.Path, *, start_step: int):
-        """Opens `path`; rows after `start_step`, of a run that was killed later than its checkpoint, go."""
-        rows = [row for row in read_jsonl(path) if row["step"] <= start_step] if path.exists() else []
+    def __init__(self, path: pathlib.Path, *, start_step: int, evaluated: bool = True):
+        """Opens `path` to go on after `start_step`.
+
+        Rows of later steps, from a run that was killed after its last checkpoint, are dropped, as they will be
+        written again; so are those of an evaluation of `start_step` that is to be repeated, if not `evaluated`.
+        """
+        rows = [
+            row
+            for row in (read_jsonl(path) if path.exists() else [])
+            if row["step"] < start_step or (row["step"] == start_step and (evaluated or row["kind"] == "train"))
+        ]
         rewritten = path.with_suffix(".tmp")
         rewritten.write_text("".join(json.dumps(row) + "\n" for row in rows))
         rewritten.replace(path)
@@ -89,14 +97,22 @@ class Console:
 
 
 class Writers:
-    """All of them; on other hosts than the first, none."""
+    """All of them; on other hosts than the first, none. `start_step` and `evaluated`: see `JsonlWriter`."""
 
-    def __init__(self, workdir: pathlib.Path, *, start_step: int, console: Console, enabled: bool = True):
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        *,
+        start_step: int,
+        evaluated: bool = True,
+        console: Console,
+        enabled: bool = True,
+    ):
         self.console = console
         self._writers = []
         if enabled:
             self._writers = [
-                JsonlWriter(workdir / "metrics.jsonl", start_step=start_step),
+                JsonlWriter(workdir / "metrics.jsonl", start_step=start_step, evaluated=evaluated),
                 TensorBoardWriter(workdir / "tensorboard", start_step=start_step),
             ]
 
