@@ -57,6 +57,11 @@ def _parse_flags(argv: list[str]) -> list[str]:
     for name in ("config", "workdir"):
         if not flags.FLAGS[name].present:
             _fail(f"--{name} is missing: python train.py --config configs/digits.py --workdir runs/digits", 2)
+    alone = _COORDINATOR.value in (None, "auto")
+    if any((flag.value is None) != alone for flag in (_NUM_PROCESSES, _PROCESS_ID)):
+        _fail(
+            "--num_processes and --process_id go with --coordinator=HOST:PORT, and only with it: pass all three", 2
+        )
     try:
         _CONFIG.value.to_dict()  # reports only now that the file could not be read
     except OSError as error:
@@ -70,10 +75,13 @@ def _connect() -> None:
     """Joins the other hosts, before JAX looks at its devices."""
     import jax
 
-    if _COORDINATOR.value == "auto":
-        jax.distributed.initialize()
-    elif _COORDINATOR.value is not None:
-        jax.distributed.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    if _COORDINATOR.value is None:
+        return
+    address = None if _COORDINATOR.value == "auto" else _COORDINATOR.value
+    try:
+        jax.distributed.initialize(address, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    except (ValueError, RuntimeError) as error:
+        _fail(f"--coordinator={_COORDINATOR.value}: {error}", 2)
 
 
 def main(_: list[str]) -> None:
@@ -88,11 +96,13 @@ def main(_: list[str]) -> None:
         _fail(error, 2)
     except errors.TrainingError as error:
         _fail(error, 1)
-    if jax.process_index() == 0:
+    if jax.process_index() == 0 and result.fingerprint is not None:
         print(f"fingerprint of step {result.step}: {result.fingerprint}", flush=True)
     if result.evaluation is None:
         sys.stdout.flush()
-        os._exit(0)  # everything is saved; a compilation that was left behind must not hold the process
+        if jax.process_count() == 1:
+            os._exit(0)  # everything is saved; a compilation that was left behind must not hold the process
+        return
     if jax.process_index() == 0:
         workdir = pathlib.Path(_WORKDIR.value)
         profile = workdir / "training_profile.png"

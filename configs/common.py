@@ -104,6 +104,7 @@ def smoke(config: ConfigDict) -> ConfigDict:
     """The same recipe in seconds on any machine: 4 steps of 8 images, few blocks, the built-in digits."""
     config.batch_size = 8
     config.accumulation_steps = 1
+    config.eval_batch_size = 90
     config.total_epochs = config.total_samples = None
     config.total_steps = 4
     config.model.num_classes = 10

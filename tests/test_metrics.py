@@ -76,7 +76,7 @@ def test_batches_add_up_to_the_whole():
     total = sums(logits[:32], labels[:32])
     last = np.zeros((32, 10), np.float32)
     last[:18] = logits[32:]
-    total = metrics.add(total, sums(last, np.append(labels[32:], [0] * 14), np.arange(32) < 18))
+    total = metrics.total([total, sums(last, np.append(labels[32:], [0] * 14), np.arange(32) < 18)])
     assert float(total["count"]) == 50
     check(metrics.compute(total), by_sklearn(logits, labels))
 

@@ -51,7 +51,7 @@ def run(*, devices=1, steps=3, group=None, dropout=0.0, **options):
 
     graphdef = state.split(nnx.eval_shape(lambda: make_model(jax.random.key(0))))[0]
     step = make_train_step(
-        graphdef, optimizer, mean=0.5, std=0.5, data_shards=devices, polyak_decay=0.9, **options
+        graphdef, optimizer, mean=0.5, std=0.5, accumulation_block=group or 1, polyak_decay=0.9, **options
     )
     step = jax.jit(step, donate_argnums=0, out_shardings=replicated)
     train_state = jax.jit(init, out_shardings=replicated)(jax.random.key(0))
@@ -93,12 +93,12 @@ def test_dropout_draws_the_same_on_any_number_of_devices():
     assert abs(losses_one[0] - run(steps=1)[1][0]) > 1e-3
 
 
-@pytest.mark.parametrize("devices", [1, 8])
-def test_accumulation_equals_the_large_batch(devices):
+@pytest.mark.parametrize("devices, parts", [(1, 2), (8, 4)])
+def test_accumulation_equals_the_large_batch(devices, parts):
     whole, losses = run(devices=devices, group=2)
-    parts, losses_parts = run(devices=devices, group=2, accumulation_steps=2)
-    np.testing.assert_allclose(losses_parts, losses, rtol=1e-5)
-    assert_close(weights(parts), weights(whole), rtol=1e-3)
+    summed, losses_summed = run(devices=devices, group=2, accumulation_steps=parts)
+    np.testing.assert_allclose(losses_summed, losses, rtol=1e-5)
+    assert_close(weights(summed), weights(whole), rtol=1e-3)
 
 
 def test_statistics_of_the_whole_batch_differ_from_those_of_its_parts():
@@ -160,27 +160,34 @@ COLLECTIVE = re.compile(
 )
 
 
-def test_devices_exchange_only_gradients_statistics_and_metrics():
-    """The compiled step of the full network on 8 devices, 299 px: no collective but all-reduces, and together they
-    carry each gradient, two batch means (mean, variance) and their two gradients a channel, and four metrics."""
-    devices, size = 8, 16
-    replicated, by_image = shardings(devices)
+def collectives(*, images, pixels, **settings):
+    """The collective operations, {"name", "shape"} each, of the compiled training step on 8 devices."""
+    replicated, by_image = shardings(8)
     optimizer = optim.make_optimizer("sgd", 0.045, weight_decay=1e-5)
 
+    def make_model(key):
+        return create_model("xception", rngs=nnx.Rngs(key), **settings)
+
     def init(key):
-        return state.create(create_model("xception", rngs=nnx.Rngs(key)), optimizer, averaging=True)
+        return state.create(make_model(key), optimizer, averaging=True)
 
     def spec(tree, sharding):
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
     train_state = spec(jax.eval_shape(init, jax.random.key(0)), replicated)
-    graphdef = state.split(nnx.eval_shape(lambda: create_model("xception")))[0]
-    step = make_train_step(graphdef, optimizer, mean=0.5, std=0.5, data_shards=devices, polyak_decay=0.9999)
-    images = jax.ShapeDtypeStruct((size, 299, 299, 3), jnp.uint8)
-    batch = spec({"image": images, "label": jax.ShapeDtypeStruct((size,), jnp.int32)}, by_image)
+    graphdef = state.split(nnx.eval_shape(lambda: make_model(jax.random.key(0))))[0]
+    step = make_train_step(graphdef, optimizer, mean=0.5, std=0.5, polyak_decay=0.9999)
+    image = jax.ShapeDtypeStruct((images, pixels, pixels, settings.get("in_channels", 3)), jnp.uint8)
+    batch = spec({"image": image, "label": jax.ShapeDtypeStruct((images,), jnp.int32)}, by_image)
     key = spec(jax.eval_shape(lambda: jax.random.key(0)), replicated)
     compiled = jax.jit(step, donate_argnums=0, out_shardings=replicated).lower(train_state, batch, key).compile()
-    found = [match.groupdict() for match in COLLECTIVE.finditer(compiled.as_text())]
+    return [match.groupdict() for match in COLLECTIVE.finditer(compiled.as_text())]
+
+
+def test_devices_exchange_only_gradients_statistics_and_metrics():
+    """The full network at 299 px: all-reduces alone, and together they carry each gradient, two batch means
+    (mean, variance) and their two gradients a channel, and four metrics."""
+    found = collectives(images=16, pixels=299)
     assert {collective["name"] for collective in found} == {"all-reduce"}
     carried = sum(
         int(np.prod([int(n) for n in shape.split(",") if n]))
@@ -189,3 +196,8 @@ def test_devices_exchange_only_gradients_statistics_and_metrics():
     )
     parameters, channels = 22_855_952, 27_264
     assert parameters + 4 * channels <= carried <= parameters + 6 * channels + 8, carried
+
+
+def test_groups_within_a_device_move_no_activations():
+    found = collectives(images=32, pixels=12, bn_group_size=2, **SMALL)
+    assert {collective["name"] for collective in found} == {"all-reduce"}

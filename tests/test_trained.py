@@ -127,7 +127,7 @@ def test_evaluate_command_explains_a_missing_run(tmp_path):
     command = [sys.executable, "-m", "xception_jax", "evaluate", f"--workdir={tmp_path}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr.startswith(f"error: --workdir={tmp_path}: holds no run") and done.stderr.count("\n") == 1
+    assert done.stderr.startswith(f"error: workdir {tmp_path}: holds no run") and done.stderr.count("\n") == 1
 
 
 def test_common_defaults_name_no_dataset_of_their_own():

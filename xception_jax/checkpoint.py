@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 from absl import logging
+from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
 PyTree = Any
@@ -73,6 +74,7 @@ class Checkpoints:
             raise OSError(f"cannot write to {self.directory}: {first_line(error)}") from error
 
     def close(self) -> None:
+        """Waits for the last save and frees the threads."""
         self._manager.close()
 
     def restore(self, step: int, trees: dict[str, PyTree]) -> tuple[dict[str, PyTree], dict]:
@@ -85,10 +87,6 @@ class Checkpoints:
         args = ocp.args.Composite(meta=ocp.args.JsonRestore(), **items)
         restored = self._manager.restore(step, args=args)
         return {name: restored[name] for name in trees}, restored["meta"]
-
-    def meta(self, step: int) -> dict:
-        """The record of the checkpoint of `step`."""
-        return self.restore(step, {})[1]
 
     def restore_latest(
         self, trees: dict[str, PyTree], *, warn: Callable[[str], None]
@@ -125,6 +123,8 @@ class Checkpoints:
             target = self.directory.parent / f"damaged-{step}-{number}"
         if jax.process_index() == 0:
             (self.directory / str(step)).rename(target)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices(f"set aside {step}")
         self._manager.reload()
         return target.name
 

@@ -15,8 +15,8 @@ from xception_jax.errors import UserError
 
 Fraction = typing.Annotated[float, Field(gt=0, le=1)]
 Share = typing.Annotated[float, Field(ge=0, lt=1)]
-# 0 says "not in this unit", as None does: the command line cannot write None over a number.
-_unset = pydantic.BeforeValidator(lambda value: None if value == 0 else value)
+# 0 says the same as None, which the command line cannot write over a number. (False == 0, but is of another type.)
+_unset = pydantic.BeforeValidator(lambda value: None if value == 0 and type(value) is not bool else value)
 Duration = typing.Annotated[PositiveFloat | None, _unset]
 WholeDuration = typing.Annotated[PositiveInt | None, _unset]
 
@@ -54,7 +54,7 @@ class Optimizer(Section):
     weight_decay: NonNegativeFloat
     weight_decay_mode: Literal["coupled", "decoupled"]
     weight_decay_paths: str
-    clip_norm: PositiveFloat | None
+    clip_norm: typing.Annotated[PositiveFloat | None, _unset]
 
 
 class Schedule(Section):
@@ -78,9 +78,9 @@ class Schedule(Section):
 
 
 class Polyak(Section):
-    """Polyak averaging: `optim.polyak_update`; decay None = none."""
+    """Polyak averaging: `optim.polyak_update`; decay None or 0 = none."""
 
-    decay: Share | None
+    decay: typing.Annotated[Share | None, _unset]
     warmup: bool
 
 
@@ -181,7 +181,12 @@ def _parse_model(values: dict[str, Any]) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(f"config.{str(error).replace('model name', 'model.name')}") from None
     types = typing.get_type_hints(cls.CONFIG)
-    fields = {field.name: (types[field.name], field.default) for field in dataclasses.fields(cls.CONFIG)}
+    fields = {
+        field.name: (typing.Annotated[types[field.name], _unset], field.default)
+        if types[field.name] == int | None
+        else (types[field.name], field.default)
+        for field in dataclasses.fields(cls.CONFIG)
+    }
     schema = pydantic.create_model("Model", __base__=Section, **fields)
     settings = {key: value for key, value in values.items() if key != "name"}
     try:

@@ -137,6 +137,8 @@ def build(recipe: config_lib.Recipe, *, training: bool = True) -> Experiment:
         dataset = data.load(recipe.data.source, root=recipe.data.root)
     except ValueError as error:
         raise UserError(f"config.data.{error}") from None
+    except OSError as error:
+        raise UserError(f"config.data.root = {recipe.data.root!r}: {error}") from None
     num_examples = len(dataset.train)
     total = max(1, round(recipe.steps("total", num_examples)))
 
@@ -173,7 +175,7 @@ def _check_batch(experiment: Experiment) -> None:
     if part % devices:
         raise UserError(
             f"config.batch_size = {recipe.batch_size}: batch_size / accumulation_steps = {part} images must divide"
-            f" over {devices} devices"
+            f" over {devices} devices; choose a multiple of {devices * recipe.accumulation_steps}"
         )
 
 

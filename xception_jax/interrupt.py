@@ -1,6 +1,7 @@
 """Stopping cleanly: SIGTERM, Ctrl-C, and the preemption notices of a cluster."""
 
 import concurrent.futures
+import os
 import signal
 import threading
 from collections.abc import Callable
@@ -37,6 +38,8 @@ class StopRequest:
         if self._flag.is_set() and number == signal.SIGINT:
             raise KeyboardInterrupt
         self._flag.set()
+        if jax.process_count() > 1:
+            os.kill(os.getpid(), signal.SIGTERM)  # JAX's service tells the other hosts
 
     def local(self) -> bool:
         """True once this process got a signal."""

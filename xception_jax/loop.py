@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import datetime
-import math
 import os
 import pathlib
 import time
@@ -68,10 +67,11 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Result:
       TrainingError: if training cannot go on; what was saved stays.
     """
     use_compilation_cache()
-    recipe = config_lib.parse(config)
-    experiment = experiment_lib.build(recipe)
-    directory = pathlib.Path(workdir)
-    with open_workdir(directory, recipe), StopRequest() as stop:
+    recipe, directory = config_lib.parse(config), pathlib.Path(workdir)
+    with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(StopRequest())
+        experiment = experiment_lib.build(recipe)
+        stack.enter_context(open_workdir(directory, recipe))
         checkpoints = Checkpoints(directory / "checkpoints", keep=recipe.checkpoints_to_keep)
         try:
             return _Run(experiment, directory, checkpoints, stop).train()
@@ -126,33 +126,33 @@ class _Run:
         writers: Writers,
     ) -> Result:
         """The loop proper; every `due` step reads the metrics back before it evaluates or saves."""
-        total = self.experiment.total_steps
-        if evaluation is None and start_step and self._due(start_step, self.experiment.evaluate_every):
+        total, evaluate_every = self.experiment.total_steps, self.experiment.evaluate_every
+        if evaluation is None and start_step and (start_step >= total or self._due(start_step, evaluate_every)):
             evaluation = self._evaluate(eval_step, train_state, start_step, writers)  # a stop came before it
         key = self._on_all_devices(lambda: jax.random.key(self.recipe.seed))
-        batches = self.experiment.train_batches(start_step)
         progress = _Progress(self.experiment, self.checkpoints, writers)
         self.console.start(step=start_step, total=total)
-        for step in range(start_step + 1, total + 1):
-            batch = progress.next_batch(batches)
-            with jax.transfer_guard("disallow"):
-                train_state, sums = train_step(train_state, batch, key)
-            progress.add(step, sums)
-            evaluation = None
-            if self._due(step, self.recipe.log_every_steps):
-                progress.report(step)
-            evaluate = self._due(step, self.experiment.evaluate_every)
-            if evaluate or self._due(step, self.experiment.checkpoint_every):
-                progress.check()
-                with progress.paused():
-                    if evaluate:
-                        evaluation = self._evaluate(eval_step, train_state, step, writers)
-                    self._save(step, train_state, evaluation)
-            if self.stop.agreed(step) and (step < total or evaluation is None):
-                progress.check()
-                return self._interrupted(step, train_state)
+        with contextlib.closing(self.experiment.train_batches(start_step)) as batches:
+            for step in range(start_step + 1, total + 1):
+                batch = progress.next_batch(batches)
+                with jax.transfer_guard("disallow"):
+                    train_state, sums = train_step(train_state, batch, key)
+                progress.add(step, sums)
+                evaluation = None
+                if self._due(step, self.recipe.log_every_steps):
+                    progress.report(step)
+                evaluate = self._due(step, evaluate_every)
+                if evaluate or self._due(step, self.experiment.checkpoint_every):
+                    progress.check()
+                    with progress.paused(), self._saving(step, train_state) as record:
+                        if evaluate:
+                            evaluation = self._evaluate(eval_step, train_state, step, writers)
+                            record["evaluation"] = evaluation
+                if self.stop.agreed(step) and (step < total or evaluation is None):
+                    progress.check()
+                    return self._interrupted(step, train_state)
         self.checkpoints.wait()
-        return self._result(train_state, total, evaluation)
+        return self._result(train_state, max(start_step, total), evaluation)
 
     def _due(self, step: int, every: int) -> bool:
         return step % every == 0 or step == self.experiment.total_steps
@@ -189,6 +189,7 @@ class _Run:
         if restored is None:
             return None
         step, trees, meta = restored
+        check_classes(self.experiment, meta)
         counter = self._on_all_devices(lambda: jnp.int32(step))
         return dataclasses.replace(abstract, step=counter, **trees), step, meta["evaluation"]
 
@@ -202,7 +203,7 @@ class _Run:
             **experiment.normalization,
             label_smoothing=self.recipe.label_smoothing,
             accumulation_steps=self.recipe.accumulation_steps,
-            data_shards=experiment.mesh.size,
+            accumulation_block=self.recipe.model.get("bn_group_size") or 1,
             polyak_decay=polyak.decay,
             polyak_warmup=polyak.warmup,
         )
@@ -233,6 +234,15 @@ class _Run:
                 writers.write(step, weights, values)
             writers.console.line(f"step {step}: {describe(evaluation, len(self.experiment.dataset.validation))}")
         return evaluation
+
+    @contextlib.contextmanager
+    def _saving(self, step: int, train_state: state.TrainState) -> Iterator[dict[str, Evaluation | None]]:
+        """Saves a checkpoint at the end, with the "evaluation" put into the record; even if that failed."""
+        record = {"evaluation": None}
+        try:
+            yield record
+        finally:
+            self._save(step, train_state, record["evaluation"])
 
     def _save(self, step: int, train_state: state.TrainState, evaluation: Evaluation | None) -> None:
         meta = {
@@ -273,6 +283,17 @@ def _trees(train_state: state.TrainState) -> dict[str, PyTree]:
     return {name: tree for name in names if (tree := getattr(train_state, name)) is not None}
 
 
+def check_classes(experiment: Experiment, meta: dict) -> None:
+    """Raises UserError if the classes of the data are not those a checkpoint was trained on, in that order."""
+    now, then = list(experiment.dataset.class_names), meta["class_names"]
+    if now != then:
+        differ = next(((a, b) for a, b in zip(now, then, strict=False) if a != b), (len(now), len(then)))
+        raise UserError(
+            f"config.data.root = {experiment.recipe.data.root!r}: its classes are not those of the run, which has"
+            f" {differ[1]!r} for {differ[0]!r}; name the data the run was trained on"
+        )
+
+
 def evaluate(
     experiment: Experiment,
     eval_step: Callable,
@@ -282,19 +303,28 @@ def evaluate(
 ) -> Evaluation | None:
     """Means over all validation images, each counted once, for every set of weights; None if `stop()` is true."""
     pending = []
-    for batch in experiment.evaluation_batches():
-        if stop is not None and stop():
-            return None
-        placed = experiment.to_devices(batch)
-        with jax.transfer_guard("disallow"):
-            pending.append(eval_step(weight_sets, placed))
-        if len(pending) > 1:
-            jax.block_until_ready(pending[-2])  # at most two batches are on their way
-    totals = jax.tree.map(lambda *values: math.fsum(map(float, values)), *jax.device_get(pending))
+    with contextlib.closing(experiment.evaluation_batches()) as batches:
+        while (batch := _next(batches)) is not None:
+            if stop is not None and stop():
+                return None
+            placed = experiment.to_devices(batch)
+            with jax.transfer_guard("disallow"):
+                pending.append(eval_step(weight_sets, placed))
+            if len(pending) > 1:
+                jax.block_until_ready(pending[-2])  # at most two batches are on their way
+    totals = {name: metrics.total([sums[name] for sums in jax.device_get(pending)]) for name in weight_sets}
     counts = {sums["count"] for sums in totals.values()}
     if counts != {len(experiment.dataset.validation)}:
         raise TrainingError(f"evaluation counted {counts} of {len(experiment.dataset.validation)} images")
-    return {name: metrics.compute(totals[name]) for name in weight_sets}
+    return {name: metrics.compute(sums) for name, sums in totals.items()}
+
+
+def _next(batches: Iterator[dict[str, np.ndarray]]) -> dict[str, np.ndarray] | None:
+    """The next batch, None after the last; TrainingError for an image that cannot be read."""
+    try:
+        return next(batches, None)
+    except ValueError as error:
+        raise TrainingError(str(error)) from error
 
 
 def describe(evaluation: Evaluation, num_examples: int) -> str:
@@ -330,10 +360,19 @@ def plan(experiment: Experiment) -> list[str]:
         f"learning rate: {recipe.schedule.name}, {recipe.schedule.base_lr:g} for {recipe.schedule.reference_batch}"
         f" images by the rule '{recipe.schedule.lr_rule}': " + ", ".join(rates),
     ]
+    group, share = (
+        recipe.model.get("bn_group_size"),
+        recipe.batch_size // recipe.accumulation_steps // len(devices),
+    )
+    if group and len(devices) > 1 and share % group:
+        lines.append(
+            f"warning: bn_group_size {group} does not divide the {share} images of a step on each device, so batch"
+            " normalization moves activations between devices; another batch_size or group is faster"
+        )
     if (decay := recipe.polyak.decay) is not None:
         horizon = 1 / (1 - decay)
         warmup = (
-            f", warming up over the first {(10 * decay - 1) / (1 - decay):,.0f} steps"
+            f", warming up over the first {max(0, (10 * decay - 1) / (1 - decay)):,.0f} steps"
             if recipe.polyak.warmup
             else ""
         )
@@ -356,10 +395,7 @@ class _Progress:
     def next_batch(self, batches: Iterator[dict[str, np.ndarray]]) -> dict[str, jax.Array]:
         """The next batch, on the devices; measures the wait for it."""
         start = time.monotonic()
-        try:
-            batch = next(batches)
-        except ValueError as error:  # an image that cannot be read
-            raise TrainingError(str(error)) from error
+        batch = _next(batches)
         self._waited += time.monotonic() - start
         return self._experiment.to_devices(batch)
 
@@ -402,7 +438,7 @@ class _Progress:
         self.check()
         with self.paused():
             seconds, steps = self._elapsed, len(self._checked)
-            means = metrics.compute({name: sum(s[name] for s in self._checked) for name in self._checked[0]})
+            means = metrics.compute(metrics.total(self._checked))
             recipe, total = self._experiment.recipe, self._experiment.total_steps
             means |= {
                 "epoch": step * recipe.batch_size / len(self._experiment.dataset.train),

@@ -1,5 +1,8 @@
 """Metrics as sums and counts under a mask: add over batches, divide once."""
 
+import math
+from collections.abc import Mapping, Sequence
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -52,12 +55,16 @@ def _rank(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return logits.shape[-1] - 1 - jnp.sum(behind, axis=1)
 
 
-def add(a: Sums, b: Sums) -> Sums:
-    """Sums of two batches together."""
-    return {name: a[name] + b[name] for name in a}
+def total(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Sums of several batches together, in double precision.
+
+    >>> total([{"top1": 3.0, "count": 4.0}, {"top1": 1.0, "count": 2.0}])
+    {'top1': 4.0, 'count': 6.0}
+    """
+    return {name: math.fsum(float(part[name]) for part in parts) for name in parts[0]}
 
 
-def compute(sums: Sums) -> dict[str, float]:
+def compute(sums: Mapping[str, float]) -> dict[str, float]:
     """Means over the counted examples: loss in nats, top1 and top5 in [0, 1].
 
     >>> compute({"loss": 6.0, "top1": 3.0, "top5": 4.0, "count": 4.0})

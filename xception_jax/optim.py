@@ -182,15 +182,7 @@ def make_optimizer(
     Raises:
       ValueError: for an unknown name or mode, or a setting the optimizer does not have.
     """
-    terms = {"sgd": {"momentum"}, "rmsprop_tf": {"momentum", "decay", "epsilon"}}
-    terms["rmsprop_keras1"] = {"decay", "epsilon"}
-    if name not in terms:
-        raise ValueError(f"optimizer name = {name!r}: choose one of {OPTIMIZERS}")
-    for setting, value in {"momentum": momentum, "decay": decay, "epsilon": epsilon}.items():
-        if value is not None and setting not in terms[name]:
-            raise ValueError(f"{setting} = {value}: optimizer {name!r} has no {setting}; set it to None")
-    if nesterov and "momentum" not in terms[name]:
-        raise ValueError(f"nesterov = True: optimizer {name!r} has no momentum; set it to False")
+    _check_terms(name, momentum=momentum, nesterov=nesterov, decay=decay, epsilon=epsilon)
     if weight_decay_mode not in ("coupled", "decoupled"):
         raise ValueError(f"weight_decay_mode = {weight_decay_mode!r}: choose 'coupled' or 'decoupled'")
     try:
@@ -227,6 +219,22 @@ def make_optimizer(
         rate = learning_rate if callable(learning_rate) else optax.constant_schedule(learning_rate)
         chain.append(optax.add_decayed_weights(lambda step: -rate(step) * weight_decay, mask))
     return optax.chain(*chain)
+
+
+def _check_terms(name: str, *, nesterov: bool, **settings: float | None) -> None:
+    """Raises ValueError for an unknown optimizer, or a setting it has no term for."""
+    terms = {
+        "sgd": {"momentum"},
+        "rmsprop_tf": {"momentum", "decay", "epsilon"},
+        "rmsprop_keras1": {"decay", "epsilon"},
+    }
+    if name not in terms:
+        raise ValueError(f"optimizer name = {name!r}: choose one of {OPTIMIZERS}")
+    for setting, value in settings.items():
+        if value is not None and setting not in terms[name]:
+            raise ValueError(f"{setting} = {value}: optimizer {name!r} has no {setting}; set it to None")
+    if nesterov and "momentum" not in terms[name]:
+        raise ValueError(f"nesterov = True: optimizer {name!r} has no momentum; set it to False")
 
 
 def polyak_update(average: PyTree, new: PyTree, *, step: jax.Array, decay: float, warmup: bool) -> PyTree:

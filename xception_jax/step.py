@@ -28,7 +28,7 @@ def make_train_step(
     std: float,
     label_smoothing: float = 0.0,
     accumulation_steps: int = 1,
-    data_shards: int = 1,
+    accumulation_block: int = 1,
     polyak_decay: float | None = None,
     polyak_warmup: bool = True,
 ) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, metrics.Sums]]:
@@ -45,8 +45,9 @@ def make_train_step(
       label_smoothing: see `metrics.cross_entropy`.
       accumulation_steps: K > 1 takes the gradient as the mean over K parts of the batch, one after the
         other, so that activations of B / K images are in memory at a time. Batch statistics are then those
-        of the parts; with a `bn_group_size` that divides them the update equals that of the whole batch.
-      data_shards: devices the batch lies on; each part is spread over all of them.
+        of the parts.
+      accumulation_block: consecutive images that stay together in a part. With the model's `bn_group_size` here,
+        and no dropout, the update equals that of the whole batch.
       polyak_decay, polyak_warmup: see `optim.polyak_update`; None = no averaging.
     """
 
@@ -63,7 +64,9 @@ def make_train_step(
 
     def accumulated_gradient(state, batch, key):
         """Means of gradients and new statistics, and sums of metrics, over the parts of the batch."""
-        parts = jax.tree.map(lambda x: _split_batch(x, accumulation_steps, data_shards), batch)  # [K, B / K, ...]
+        parts = jax.tree.map(
+            lambda x: _split_batch(x, accumulation_steps, accumulation_block), batch
+        )  # [K, B / K, ...]
         keys = jax.random.split(key, accumulation_steps)
         first = jax.tree.map(lambda x: x[0], (parts, keys))
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient, state, *first))
@@ -93,10 +96,13 @@ def make_train_step(
     return train_step
 
 
-def _split_batch(x: jax.Array, parts: int, shards: int) -> jax.Array:
-    """[B, ...] -> [parts, B / parts, ...] so that every part has an equal piece of every device's images."""
-    x = x.reshape(shards, parts, -1, *x.shape[1:])  # [shards, parts, B / (shards parts), ...]
-    return jnp.swapaxes(x, 0, 1).reshape(parts, -1, *x.shape[3:])
+def _split_batch(x: jax.Array, parts: int, block: int) -> jax.Array:
+    """[B, ...] -> [parts, B / parts, ...]: blocks of consecutive images are dealt to the parts in turn.
+
+    So every part has images of every device, and none has to move if B / (parts block) divides over the devices.
+    """
+    x = x.reshape(-1, parts, block, *x.shape[1:])  # [B / (parts block), parts, block, ...]
+    return jnp.swapaxes(x, 0, 1).reshape(parts, -1, *x.shape[3:])  # [parts, B / parts, ...]
 
 
 def make_eval_step(

@@ -66,14 +66,16 @@ class Trained:
         )
         if len(images) == 0:
             raise ValueError("images is empty: pass one image or more")
+        if isinstance(images, np.ndarray) and images.ndim == 3 and images.shape[2] == channels:
+            raise ValueError(f"images has shape {images.shape}, as one image has: pass [image]")
         return np.stack([transform.map({"image": _check_image(image, channels)})["image"] for image in images])
 
     def predict(self, images: Sequence[np.ndarray] | np.ndarray, *, batch_size: int = 128) -> np.ndarray:
         """Class probabilities of any uint8 images, float32[N, classes]; see `preprocess` for what they may be."""
-        prepared = self.preprocess(images)  # [N, size, size, C]
+        batch_size = min(batch_size, max(1, len(images)))
         parts = []
-        for start in range(0, len(prepared), batch_size):
-            part = prepared[start : start + batch_size]
+        for start in range(0, max(1, len(images)), batch_size):
+            part = self.preprocess(images[start : start + batch_size])  # [n, size, size, C]
             padding = ((0, batch_size - len(part)), (0, 0), (0, 0), (0, 0))
             logits = self._logits(np.pad(part, padding))[: len(part)]
             parts.append(np.asarray(jax.nn.softmax(logits)))
@@ -162,7 +164,7 @@ def restore_weights(
     trees = (weights if "raw" in sets else {}) | ({"ema": weights} if "averaged" in sets else {})
     directory = workdir / "checkpoints"
     if not directory.is_dir():
-        raise UserError(f"--workdir={workdir}: has no checkpoints yet; train it first")
+        raise UserError(f"workdir {workdir}: has no checkpoints yet; train it first")
     with contextlib.closing(Checkpoints(directory, read_only=True)) as checkpoints:
         step = _choose_step(checkpoints, checkpoint)
         try:

@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import json
 import pathlib
+import shlex
 from collections.abc import Iterator
 
 import jax
@@ -65,7 +66,8 @@ def _compare_or_write(directory: pathlib.Path, recipe: config_lib.Recipe) -> Non
     for key, new, old in config_lib.differences(recipe, read_recipe(directory)):
         raise UserError(
             f"config.{key} = {new!r}, but the run in {directory} has {old!r}:"
-            f" pass --config.{key}={old} to continue it, or name another --workdir"
+            f" pass --config.{key}={shlex.quote(str(0 if old is None else old))} to continue it, or name another"
+            " --workdir"
         )
 
 
@@ -79,6 +81,8 @@ def read_recipe(directory: pathlib.Path) -> config_lib.Recipe:
     try:
         return config_lib.parse(json.loads(path.read_text()))
     except OSError as error:
-        raise UserError(f"--workdir={directory}: holds no run ({CONFIG}: {error.strerror})") from None
+        raise UserError(
+            f"workdir {directory}: holds no run ({CONFIG}: {error.strerror}); name the directory of one"
+        ) from None
     except (json.JSONDecodeError, UserError) as error:
         raise UserError(f"{path}: is not a recipe of this version ({error}); restore the file") from None

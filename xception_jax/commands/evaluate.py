@@ -1,11 +1,13 @@
 """Evaluates a checkpoint on the validation images of its recipe, with raw and averaged weights."""
 
 import argparse
+import dataclasses
 import pathlib
 
 import jax
 
 from xception_jax import config, experiment, loop, state, step, trained, workdir
+from xception_jax.models import Preprocessing
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,9 +29,11 @@ def run(arguments: argparse.Namespace) -> None:
     plan = experiment.build(config.parse(values), training=False)
     graphdef, params, batch_stats = state.split(plan.abstract_model())
     sets = ["raw"] if recipe.polyak.decay is None else ["raw", "averaged"]
-    number, weights, _ = trained.restore_weights(
+    number, weights, meta = trained.restore_weights(
         arguments.workdir, arguments.checkpoint, params, batch_stats, sets, plan.replicated
     )
+    loop.check_classes(plan, meta)
+    plan = dataclasses.replace(plan, preprocessing=Preprocessing(**meta["preprocessing"]))
     eval_step = jax.jit(step.make_eval_step(graphdef, **plan.normalization), out_shardings=plan.replicated)
     evaluation = loop.evaluate(plan, eval_step, weights)
     print(f"step {number} of {arguments.workdir}: {loop.describe(evaluation, len(plan.dataset.validation))}")

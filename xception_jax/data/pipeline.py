@@ -5,6 +5,7 @@ is the same array for any number of hosts.
 """
 
 import dataclasses
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -31,7 +32,7 @@ def train_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Batch]:
-    """Endless training batches, each epoch in a new order, from `start_step` on.
+    """Endless training batches, each epoch in a new order, from `start_step` on; `close()` the iterator after use.
 
     Args:
       source: the images.
@@ -52,7 +53,8 @@ def train_batches(
         grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * num_threads)
     )
     if num_workers:
-        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers))
+        options = grain.MultiprocessingOptions(num_workers=num_workers)
+        dataset = dataset.mp_prefetch(options, worker_init_fn=_ignore_interrupts)
     return iter(dataset)
 
 
@@ -92,6 +94,11 @@ def evaluation_batches(
     dataset = dataset.batch(batch_size // process_count, batch_fn=_stack)[process_index::process_count]
     read = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * num_threads)
     return iter(dataset.to_iter_dataset(read))
+
+
+def _ignore_interrupts(worker: int, workers: int) -> None:
+    """Ctrl-C in a terminal reaches workers too; it is the main process's to handle."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _check_share(batch_size: int, process_count: int) -> None:

@@ -13,7 +13,6 @@ class Preprocessing:
       mean, std: pixel values in [0, 1] are normalized as (value - mean) / std; .5 and .5 give [-1, 1].
       crop_fraction: share of the image's height and width, around its center, that evaluation keeps.
       resize: interpolation, antialiased (Pillow's filters).
-      label_offset: output of class 0 (1 where output 0 is a background class).
     """
 
     image_size: int
@@ -21,4 +20,3 @@ class Preprocessing:
     std: float
     crop_fraction: float
     resize: Literal["nearest", "bilinear", "bicubic"]
-    label_offset: int = 0

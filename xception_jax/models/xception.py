@@ -130,6 +130,8 @@ class Xception(nnx.Module):
     def __init__(self, config: Config, *, rngs: nnx.Rngs):
         self.config = config
         dtype = jnp.dtype(config.dtype)
+        # In bfloat16 many logits would be equal.
+        logits = jnp.dtype(jnp.float32) if dtype.itemsize < 4 else dtype
         norm = functools.partial(
             BatchNorm,
             momentum=config.bn_momentum,
@@ -166,12 +168,12 @@ class Xception(nnx.Module):
             self.final.append(separable(width, features))
             width = features
         self.fc = nnx.List()
-        linear = functools.partial(nnx.Linear, kernel_init=KERNEL_INIT, dtype=dtype, rngs=rngs)
+        linear = functools.partial(nnx.Linear, kernel_init=KERNEL_INIT, rngs=rngs)
         for features in config.fc_layers:
-            self.fc.append(linear(width, features))
+            self.fc.append(linear(width, features, dtype=dtype))
             width = features
         self.dropout = nnx.Dropout(config.dropout)
-        self.classifier = linear(width, config.num_classes)
+        self.classifier = linear(width, config.num_classes, dtype=logits)
 
     def features(self, x: jax.Array, *, train: bool = False) -> jax.Array:
         """Normalized images float[N, H, W, in_channels] -> float[N, h, w, exit_widths[-1]] before pooling.
@@ -218,4 +220,4 @@ class Xception(nnx.Module):
         for linear in self.fc:
             x = jax.nn.relu(linear(x))  # [N, width]
         x = self.dropout(x, deterministic=not train, rngs=key)
-        return self.classifier(x).astype(jnp.float32)  # [N, num_classes]
+        return self.classifier(x)  # [N, num_classes]
