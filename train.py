@@ -85,6 +85,7 @@ def _connect() -> None:
 
 
 def main(_: list[str]) -> None:
+    """Trains, and says what the run left and how to go on."""
     import jax
 
     from xception_jax import errors, loop, plots, writers

@@ -1,6 +1,7 @@
 """Every setting of a recipe, with the value that holds where a recipe says nothing.
 
-What each may be is written in xception_jax/config.py; a wrong name, type or value stops the launch.
+What each may be is written in xception_jax/config.py; a wrong name, type or value stops the launch. A `placeholder`
+is None; on the command line 0 sets a number back to that.
 """
 
 from ml_collections import ConfigDict
@@ -18,71 +19,11 @@ def default() -> ConfigDict:
     config.total_steps = placeholder(int)
     config.total_samples = placeholder(int)
     config.label_smoothing = 0.0
-
-    config.model = ConfigDict()
-    config.model.name = "xception"
-    config.model.num_classes = 1000
-    config.model.in_channels = 3
-    config.model.dropout = 0.5
-    config.model.fc_layers = ()
-    config.model.residual = True
-    config.model.intermediate_activation = placeholder(str)
-    config.model.segments = placeholder(int)
-    config.model.stem_widths = (32, 64)
-    config.model.stem_strides = (2, 1)
-    config.model.stem_padding = "VALID"
-    config.model.entry_widths = (128, 256, 728)
-    config.model.middle_blocks = 8
-    config.model.exit_widths = (1024, 1536, 2048)
-    config.model.bn_epsilon = 1e-3
-    config.model.bn_momentum = 0.99
-    config.model.bn_group_size = placeholder(int)
-    config.model.dtype = "float32"
-
-    config.data = ConfigDict()
-    config.data.source = "digits"
-    config.data.root = placeholder(str)
-    config.data.image_size = 299
-    config.data.resize = "bilinear"
-    config.data.crop_fraction = 0.875
-    config.data.train_crop = "random_resized"
-    config.data.pad_pixels = 4
-    config.data.min_area = 0.08
-    config.data.flip = True
-    config.data.num_threads = 2
-    config.data.num_workers = 0
-
-    config.optimizer = ConfigDict()
-    config.optimizer.name = "sgd"
-    config.optimizer.momentum = placeholder(float)  # None = the optimizer's own
-    config.optimizer.nesterov = False
-    config.optimizer.decay = placeholder(float)
-    config.optimizer.epsilon = placeholder(float)
-    config.optimizer.weight_decay = 1e-5
-    config.optimizer.weight_decay_mode = "coupled"
-    config.optimizer.weight_decay_paths = "kernel"
-    config.optimizer.clip_norm = placeholder(float)
-
-    config.schedule = ConfigDict()
-    config.schedule.name = "exponential"
-    config.schedule.base_lr = 0.045
-    config.schedule.reference_batch = 1920
-    config.schedule.lr_rule = "linear"
-    config.schedule.decay_rate = 0.94
-    config.schedule.decay_every_epochs = placeholder(float)  # one of the three
-    config.schedule.decay_every_steps = placeholder(float)
-    config.schedule.decay_every_samples = placeholder(float)
-    config.schedule.staircase = True
-    config.schedule.boundaries_epochs = ()
-    config.schedule.factors = ()
-    config.schedule.end_fraction = 0.0
-    config.schedule.warmup_epochs = placeholder(float)  # at most one of the three
-    config.schedule.warmup_steps = placeholder(float)
-    config.schedule.warmup_samples = placeholder(float)
-
-    config.polyak = ConfigDict()
-    config.polyak.decay = 0.9999
-    config.polyak.warmup = True
+    config.model = _model()
+    config.data = _data()
+    config.optimizer = _optimizer()
+    config.schedule = _schedule()
+    config.polyak = _polyak()
 
     config.log_every_steps = 100
     config.evaluate_every_epochs = placeholder(float)  # neither = at the end only
@@ -90,6 +31,91 @@ def default() -> ConfigDict:
     config.checkpoint_every_epochs = placeholder(float)
     config.checkpoint_every_steps = placeholder(int)
     config.checkpoints_to_keep = 3  # the latest ones; the best is kept besides
+    return config
+
+
+def _model() -> ConfigDict:
+    """Fields of `xception_jax.models.xception.Config`."""
+    config = ConfigDict()
+    config.name = "xception"
+    config.num_classes = 1000
+    config.in_channels = 3
+    config.dropout = 0.5
+    config.fc_layers = ()
+    config.residual = True
+    config.intermediate_activation = placeholder(str)
+    config.segments = placeholder(int)
+    config.stem_widths = (32, 64)
+    config.stem_strides = (2, 1)
+    config.stem_padding = "VALID"
+    config.entry_widths = (128, 256, 728)
+    config.middle_blocks = 8
+    config.exit_widths = (1024, 1536, 2048)
+    config.bn_epsilon = 1e-3
+    config.bn_momentum = 0.99
+    config.bn_group_size = placeholder(int)
+    config.dtype = "float32"
+    return config
+
+
+def _data() -> ConfigDict:
+    """See `xception_jax.config.Data`."""
+    config = ConfigDict()
+    config.source = "digits"
+    config.root = placeholder(str)
+    config.image_size = 299
+    config.resize = "bilinear"
+    config.crop_fraction = 0.875
+    config.train_crop = "random_resized"
+    config.pad_pixels = 4
+    config.min_area = 0.08
+    config.flip = True
+    config.num_threads = 2
+    config.num_workers = 0
+    return config
+
+
+def _optimizer() -> ConfigDict:
+    """See `xception_jax.optim.make_optimizer`."""
+    config = ConfigDict()
+    config.name = "sgd"
+    config.momentum = placeholder(float)  # None = the optimizer's own
+    config.nesterov = False
+    config.decay = placeholder(float)
+    config.epsilon = placeholder(float)
+    config.weight_decay = 1e-5
+    config.weight_decay_mode = "coupled"
+    config.weight_decay_paths = "kernel"
+    config.clip_norm = placeholder(float)
+    return config
+
+
+def _schedule() -> ConfigDict:
+    """See `xception_jax.optim.make_schedule`."""
+    config = ConfigDict()
+    config.name = "exponential"
+    config.base_lr = 0.045
+    config.reference_batch = 1920
+    config.lr_rule = "linear"
+    config.decay_rate = 0.94
+    config.decay_every_epochs = placeholder(float)  # one of the three
+    config.decay_every_steps = placeholder(float)
+    config.decay_every_samples = placeholder(float)
+    config.staircase = True
+    config.boundaries_epochs = ()
+    config.factors = ()
+    config.end_fraction = 0.0
+    config.warmup_epochs = placeholder(float)  # at most one of the three
+    config.warmup_steps = placeholder(float)
+    config.warmup_samples = placeholder(float)
+    return config
+
+
+def _polyak() -> ConfigDict:
+    """Polyak averaging."""
+    config = ConfigDict()
+    config.decay = 0.9999
+    config.warmup = True
     return config
 
 

@@ -13,6 +13,7 @@ from configs import common
 
 
 def get_config(variant: str = ""):
+    """The recipe, or its "smoke" variant."""
     config = common.default()
     config.batch_size = 32
     config.eval_batch_size = 90

@@ -12,6 +12,7 @@ COMMANDS = {"evaluate": evaluate, "benchmark": benchmark}
 
 
 def main() -> None:
+    """Runs the command; a mistake is one line and exit code 2."""
     parser = argparse.ArgumentParser(prog="python -m xception_jax", description=__doc__, allow_abbrev=False)
     subparsers = parser.add_subparsers(dest="command", required=True)
     for name, module in COMMANDS.items():

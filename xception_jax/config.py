@@ -109,10 +109,12 @@ class Recipe(Section):
 
     @property
     def model_name(self) -> str:
+        """A key of `models.MODELS`."""
         return self.model["name"]
 
     @property
     def model_settings(self) -> dict[str, Any]:
+        """Fields of the model's `Config`."""
         return {key: value for key, value in self.model.items() if key != "name"}
 
     def steps(self, name: str, num_examples: int) -> float | None:

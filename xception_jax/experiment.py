@@ -37,10 +37,12 @@ class Experiment:
 
     @property
     def replicated(self) -> NamedSharding:
+        """The same on every device."""
         return NamedSharding(self.mesh, PartitionSpec())
 
     @property
     def by_image(self) -> NamedSharding:
+        """The first axis split over the devices."""
         return NamedSharding(self.mesh, PartitionSpec("data"))
 
     @property
@@ -50,6 +52,7 @@ class Experiment:
 
     @property
     def normalization(self) -> dict[str, float]:
+        """Arguments of `step.normalize`."""
         return {"mean": self.preprocessing.mean, "std": self.preprocessing.std}
 
     def create_model(self, key: jax.Array) -> nnx.Module:

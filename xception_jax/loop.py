@@ -93,6 +93,7 @@ class _Run:
         self.console = Console(enabled=self.first_host)
 
     def train(self) -> Result:
+        """Restores or initializes, tells the plan, compiles, trains."""
         start = self._restore() or self._initialize()
         if start is None:
             return self._interrupted(0, None)

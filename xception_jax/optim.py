@@ -190,27 +190,10 @@ def make_optimizer(
     except re.error as error:
         raise ValueError(f"weight_decay_paths = {weight_decay_paths!r}: no regular expression, {error}") from None
 
-    def value(given, default):
-        return default if given is None else given
-
-    if name == "sgd":
-        rule = optax.sgd(learning_rate, momentum=value(momentum, 0.9), nesterov=nesterov)
-    else:
-        tensorflow = name == "rmsprop_tf"
-        rule = optax.rmsprop(
-            learning_rate,
-            decay=value(decay, 0.9),
-            eps=value(epsilon, 1.0 if tensorflow else 1e-8),
-            initial_scale=1.0 if tensorflow else 0.0,
-            eps_in_sqrt=tensorflow,
-            momentum=value(momentum, 0.9) if tensorflow else None,
-            nesterov=nesterov,
-        )
-
     def mask(params):
         return path_mask(params, weight_decay_paths)
 
-    chain = [rule]
+    chain = [_rule(name, learning_rate, momentum=momentum, nesterov=nesterov, decay=decay, epsilon=epsilon)]
     if clip_norm is not None:
         chain.insert(0, optax.clip_by_global_norm(clip_norm))
     if weight_decay and weight_decay_mode == "coupled":
@@ -219,6 +202,34 @@ def make_optimizer(
         rate = learning_rate if callable(learning_rate) else optax.constant_schedule(learning_rate)
         chain.append(optax.add_decayed_weights(lambda step: -rate(step) * weight_decay, mask))
     return optax.chain(*chain)
+
+
+def _rule(
+    name: str,
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    momentum: float | None,
+    nesterov: bool,
+    decay: float | None,
+    epsilon: float | None,
+) -> optax.GradientTransformation:
+    """The update rule alone, with the values `make_optimizer` names for what is None."""
+
+    def given(value, default):
+        return default if value is None else value
+
+    if name == "sgd":
+        return optax.sgd(learning_rate, momentum=given(momentum, 0.9), nesterov=nesterov)
+    tensorflow = name == "rmsprop_tf"
+    return optax.rmsprop(
+        learning_rate,
+        decay=given(decay, 0.9),
+        eps=given(epsilon, 1.0 if tensorflow else 1e-8),
+        initial_scale=1.0 if tensorflow else 0.0,
+        eps_in_sqrt=tensorflow,
+        momentum=given(momentum, 0.9) if tensorflow else None,
+        nesterov=nesterov,
+    )
 
 
 def _check_terms(name: str, *, nesterov: bool, **settings: float | None) -> None:

@@ -62,25 +62,12 @@ def make_train_step(
         grads, (batch_stats, sums) = jax.grad(loss_fn, has_aux=True)(state.params, state.batch_stats, batch, key)
         return {"grads": grads, "batch_stats": batch_stats}, sums
 
-    def accumulated_gradient(state, batch, key):
-        """Means of gradients and new statistics, and sums of metrics, over the parts of the batch."""
-        parts = jax.tree.map(
-            lambda x: _split_batch(x, accumulation_steps, accumulation_block), batch
-        )  # [K, B / K, ...]
-        keys = jax.random.split(key, accumulation_steps)
-        first = jax.tree.map(lambda x: x[0], (parts, keys))
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient, state, *first))
-
-        def add_part(total, part):
-            return jax.tree.map(jnp.add, total, gradient(state, *part)), None
-
-        (means, sums), _ = jax.lax.scan(add_part, zeros, (parts, keys))
-        return jax.tree.map(lambda x: x / accumulation_steps, means), sums
+    if accumulation_steps > 1:
+        gradient = _accumulated(gradient, accumulation_steps, accumulation_block)
 
     def train_step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, metrics.Sums]:
         key = jax.random.fold_in(key, state.step)
-        compute = gradient if accumulation_steps == 1 else accumulated_gradient
-        means, sums = compute(state, batch, key)
+        means, sums = gradient(state, batch, key)
         updates, opt_state = optimizer.update(means["grads"], state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         step, ema = state.step + 1, state.ema
@@ -94,6 +81,24 @@ def make_train_step(
         return TrainState(step, params, means["batch_stats"], opt_state, ema), sums
 
     return train_step
+
+
+def _accumulated(gradient: Callable, parts: int, block: int) -> Callable:
+    """`gradient` of one part of the batch after the other: its first result's mean, its second's sum."""
+
+    def compute(state, batch, key):
+        batches = jax.tree.map(lambda x: _split_batch(x, parts, block), batch)  # [parts, B / parts, ...]
+        keys = jax.random.split(key, parts)
+        shapes = jax.eval_shape(gradient, state, *jax.tree.map(lambda x: x[0], (batches, keys)))
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+        def add_part(total, part):
+            return jax.tree.map(jnp.add, total, gradient(state, *part)), None
+
+        (means, sums), _ = jax.lax.scan(add_part, zeros, (batches, keys))
+        return jax.tree.map(lambda x: x / parts, means), sums
+
+    return compute
 
 
 def _split_batch(x: jax.Array, parts: int, block: int) -> jax.Array:

@@ -33,9 +33,11 @@ class JsonlWriter:
         self._file = path.open("a", buffering=1)
 
     def write(self, step: int, kind: str, scalars: Scalars) -> None:
+        """Writes a row."""
         self._file.write(json.dumps({"step": step, "kind": kind, **scalars}) + "\n")
 
     def close(self) -> None:
+        """Closes the file."""
         self._file.close()
 
 
@@ -60,11 +62,13 @@ class TensorBoardWriter:
         )
 
     def write(self, step: int, kind: str, scalars: Scalars) -> None:
+        """Writes an event for each scalar."""
         for name, value in scalars.items():
             self._writer.add_scalar(f"{kind}/{name}", value, step)
         self._writer.flush()
 
     def close(self) -> None:
+        """Writes what is left and closes the file."""
         self._writer.close()
 
 
@@ -81,16 +85,19 @@ class Console:
             self._bar = tqdm(total=total, initial=step, unit="step", file=sys.stdout, dynamic_ncols=True)
 
     def advance(self) -> None:
+        """Moves the progress bar by a step."""
         if self._bar is not None:
             self._bar.update()
 
     def line(self, text: str = "") -> None:
+        """Prints a line, above the progress bar if there is one."""
         if self._bar is not None:
             self._bar.write(text)
         elif self._enabled:
             print(text, flush=True)
 
     def close(self) -> None:
+        """Leaves the progress bar as it stands."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
@@ -122,6 +129,7 @@ class Writers:
             writer.write(step, kind, scalars)
 
     def close(self) -> None:
+        """Closes all of them."""
         for writer in self._writers:
             writer.close()
         self.console.close()

@@ -32,6 +32,7 @@ COLUMNS = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the command's flags."""
     parser.add_argument("--batch_size", type=int, default=4, help="images (default: 4)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument(

@@ -11,6 +11,7 @@ from xception_jax.models import Preprocessing
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the command's flags."""
     parser.add_argument("--workdir", required=True, type=pathlib.Path, help="directory of the run")
     parser.add_argument("--checkpoint", default="best", help="best (default), latest, or a step")
     parser.add_argument("--batch_size", type=int, help="images at a time (default: the recipe's eval_batch_size)")
