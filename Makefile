@@ -11,7 +11,7 @@ demo: $(INSTALLED)  ## train a small Xception on real handwritten digits, in min
 	$(BIN)/python train.py --config configs/digits.py --workdir runs/digits
 
 test: $(INSTALLED)  ## the whole suite
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

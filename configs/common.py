@@ -1,7 +1,7 @@
 """Every setting of a recipe, with the value that holds where a recipe says nothing.
 
-What each may be is written in xception_jax/config.py; a wrong name, type or value stops the launch. A `placeholder`
-is None; on the command line 0 sets a number back to that.
+What each may be is written in xception_jax/config.py; a wrong name, type or value stops the launch. A
+`placeholder` is None; on the command line 0 sets a number back to that.
 """
 
 from ml_collections import ConfigDict

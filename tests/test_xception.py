@@ -265,6 +265,7 @@ def results():
     return types.SimpleNamespace(weights=weights, keras=reference, single=single, double=double)
 
 
+@pytest.mark.xdist_group("parity")  # its fixture takes a minute
 class TestParityWithKeras:
     """One training step and one evaluation of the full network on 96 x 96 pixels, so that the maps that are
     halved have odd (45, 23) and even (12, 6) sizes.
