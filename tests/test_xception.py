@@ -270,9 +270,10 @@ class TestParityWithKeras:
     """One training step and one evaluation of the full network on 96 x 96 pixels, so that the maps that are
     halved have odd (45, 23) and even (12, 6) sizes.
 
-    Gradients are compared in float64 too, with a tolerance that lets no mistake through. In float32 the order of
-    a sum decides on which side of 0 a ReLU input very near to it falls; each such pixel changes the gradients of
-    all layers before it by about 1 %. The weights drawn here have none, but of ten other draws seven had.
+    Gradients are compared in float64, with a tolerance that lets no mistake through. In float32 the order of a sum
+    decides on which side of 0 a ReLU input very near to it falls, and each such pixel changes the gradients of all
+    layers before it by about 1 %: with these weights they differ by at most 7e-6 under jax 0.10.2, where no pixel
+    falls so, and by 2e-2 under jax 0.12.0.
     """
 
     def test_names_pair_every_array_once(self, results):
@@ -306,7 +307,7 @@ class TestParityWithKeras:
         print(message := f"{len(errors)} statistics, {precision}: at most {errors[worst]:.1e} ({worst})")
         assert len(errors) == 80 and errors[worst] < tolerance, message
 
-    @pytest.mark.parametrize(("precision", "tolerance"), [("single", 1e-4), ("double", 1e-9)])
+    @pytest.mark.parametrize(("precision", "tolerance"), [("single", 0.1), ("double", 1e-9)])
     def test_every_gradient(self, results, precision, tolerance):
         errors = {
             path: distance(getattr(results, precision).arrays[path], gradient)
