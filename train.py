@@ -107,6 +107,8 @@ def main(_: list[str]) -> None:
     if jax.process_index() == 0:
         workdir = pathlib.Path(_WORKDIR.value)
         profile = workdir / "training_profile.png"
+        python = pathlib.Path(sys.executable)
+        python = python.relative_to(pathlib.Path.cwd()) if python.is_relative_to(pathlib.Path.cwd()) else python
         plots.training_profile(writers.read_jsonl(workdir / "metrics.jsonl"), profile)
         print(
             f"\n{loop.describe(result.evaluation, result.num_examples)}\n\n"
@@ -114,7 +116,7 @@ def main(_: list[str]) -> None:
             f"metrics           {workdir / 'metrics.jsonl'}, {workdir / 'tensorboard'}\n"
             f"resolved config   {workdir / 'config.json'}\n"
             f"training profile  {profile}\n\n"
-            f"next: python -m xception_jax evaluate --workdir {workdir}\n"
+            f"next: {python} -m xception_jax evaluate --workdir {workdir}\n"
             f"      or in Python: xception_jax.load('{workdir}').predict(images)"
         )
 
