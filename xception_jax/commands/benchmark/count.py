@@ -1,0 +1,109 @@
+"""Counts read from a traced program: multiply-accumulates, and the grouped convolutions with their shapes."""
+
+import collections
+import dataclasses
+import math
+from collections.abc import Iterator
+
+from jax.extend import core
+
+
+def macs(jaxpr: core.Jaxpr) -> int:
+    """Multiply-accumulates of all matrix products and convolutions; a FLOP count is twice this.
+
+    A convolution counts every tap at every output pixel, on the padding too, as papers do. Of the branches
+    of a `cond` the most expensive counts; a `scan` counts as often as it is long.
+
+    Raises:
+      ValueError: if a `while` loop, whose length nobody knows, holds a product.
+    """
+    return sum(_equation_macs(equation) for equation in jaxpr.eqns)
+
+
+def _equation_macs(equation: core.JaxprEqn) -> int:
+    name, params = equation.primitive.name, equation.params
+    if name == "dot_general":
+        contracted = params["dimension_numbers"][0][0]
+        lhs = equation.invars[0].aval.shape
+        return math.prod(equation.outvars[0].aval.shape) * math.prod(lhs[axis] for axis in contracted)
+    if name == "conv_general_dilated":
+        kernel = equation.invars[1].aval.shape
+        features = kernel[params["dimension_numbers"].rhs_spec[0]]
+        return math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) // features
+    inner = [macs(sub) for sub in _subjaxprs(equation)]
+    if name == "while" and any(inner):
+        raise ValueError("a while loop holds a product: its multiply-accumulates cannot be counted")
+    if name == "cond":
+        return max(inner)
+    return sum(inner) * (params["length"] if name == "scan" else 1)
+
+
+def _subjaxprs(equation: core.JaxprEqn) -> Iterator[core.Jaxpr]:
+    """The programs that an equation holds: of a call, a loop, the branches of a condition."""
+    for value in equation.params.values():
+        for item in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(item, core.ClosedJaxpr):
+                yield item.jaxpr
+            elif isinstance(item, core.Jaxpr):
+                yield item
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupedConv:
+    """The shapes of a convolution within groups of channels.
+
+    Attributes:
+      size: height and width of the input.
+      channels, features: in and out.
+      kernel: height and width.
+      groups: as many as channels = depthwise.
+      strides: rows and columns.
+      padding: ((top, bottom), (left, right)) in pixels.
+    """
+
+    size: tuple[int, int]
+    channels: int
+    features: int
+    kernel: tuple[int, int]
+    groups: int
+    strides: tuple[int, int]
+    padding: tuple[tuple[int, int], tuple[int, int]]
+
+    def __str__(self) -> str:
+        (height, width), (rows, columns) = self.size, self.kernel
+        text = f"{height}x{width}x{self.channels} kernel {rows}x{columns}"
+        if self.features != self.channels:
+            text += f" to {self.features}"
+        if self.groups != self.channels:
+            text += f" in {self.groups} groups"
+        return text + (f" stride {self.strides[0]}" if max(self.strides) > 1 else "")
+
+    @property
+    def depthwise(self) -> bool:
+        """One kernel for each channel, one channel out for each in."""
+        return self.groups == self.channels == self.features
+
+
+def grouped_convs(jaxpr: core.Jaxpr) -> collections.Counter[GroupedConv]:
+    """How often each grouped convolution occurs, in the order of their first use."""
+    found = collections.Counter()
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "conv_general_dilated" and equation.params["feature_group_count"] > 1:
+            found[_grouped_conv(equation)] += 1
+        for sub in _subjaxprs(equation):
+            found.update(grouped_convs(sub))
+    return found
+
+
+def _grouped_conv(equation: core.JaxprEqn) -> GroupedConv:
+    params, spec = equation.params, equation.params["dimension_numbers"]
+    image, kernel = (invar.aval.shape for invar in equation.invars)
+    return GroupedConv(
+        size=tuple(image[axis] for axis in spec.lhs_spec[2:]),
+        channels=image[spec.lhs_spec[1]],
+        features=kernel[spec.rhs_spec[0]],
+        kernel=tuple(kernel[axis] for axis in spec.rhs_spec[2:]),
+        groups=params["feature_group_count"],
+        strides=tuple(params["window_strides"]),
+        padding=tuple(tuple(pair) for pair in params["padding"]),
+    )

@@ -1,0 +1,154 @@
+"""Times the grouped convolutions of a model, layer by layer and pass by pass, with each implementation."""
+
+import argparse
+import collections
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Sequence
+
+import jax
+from jax import lax
+
+from xception_jax import ops
+from xception_jax.commands.benchmark import count, device, records, workload
+from xception_jax.commands.benchmark.count import GroupedConv
+from xception_jax.commands.benchmark.workload import Workload
+from xception_jax.errors import UserError
+
+Conv = Callable[[jax.Array, jax.Array], jax.Array]  # (x, kernel) -> y
+REFERENCE = "xla"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the command's flags."""
+    workload.add_arguments(parser, rounds=5)
+    parser.add_argument(
+        "--segments",
+        type=workload.positive,
+        nargs="+",
+        metavar="G",
+        help="instead of the layers: convolutions in G segments, at the shape that most layers have",
+    )
+    records.add_argument(parser)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Prints, and adds to the file, ms and the share of XLA's time for layers, passes and implementations.
+
+    Raises:
+      UserError: for a mistake in the flags.
+    """
+    records.check(arguments.csv)
+    work = workload.from_arguments(arguments)
+    layers = count.grouped_convs(workload.forward_jaxpr(work))
+    if not layers:
+        raise UserError(f"--model={work.model}: with these settings it has no grouped convolution")
+    if arguments.segments:
+        layers = segmented_layers(layers, arguments.segments)
+    print(f"{work}, on {device.describe()}")
+    print("ms of a call, and the share of the time that XLA's grouped convolution takes", flush=True)
+    for layer, times in layers.items():
+        print(f"{layer}" + (f", {times} times in the model" if times else ""))
+        convs = segmented_convs(layer) if arguments.segments else layer_convs(layer)
+        for name in PASSES:
+            rows = make_rows(work, layer, name, time_in_turn(convs, layer, name, work, arguments.rounds))
+            records.append(arguments.csv, rows)
+            for row in rows:
+                ms = records.milliseconds(row)
+                print(f"  {name:<16} {row['implementation']:<16} {ms:<44} {row['time_ratio']:.3g}", flush=True)
+    print(f"added to {arguments.csv}")
+
+
+def segmented_layers(
+    layers: collections.Counter[GroupedConv], segments: Sequence[int]
+) -> collections.Counter[GroupedConv]:
+    """The shape that most depthwise layers of stride 1 have (of Xception: the middle flow's), cut into `segments`.
+
+    Raises:
+      UserError: if they do not divide its channels, which XLA's grouped convolution needs.
+    """
+    plain = {layer: times for layer, times in layers.items() if layer.depthwise and max(layer.strides) == 1}
+    if not plain:
+        raise UserError("--segments: the model has no depthwise convolution of stride 1 to take the shape from")
+    layer = max(plain, key=plain.get)
+    for groups in segments:
+        if layer.channels % groups:
+            raise UserError(f"--segments {groups}: must divide the {layer.channels} channels")
+    return collections.Counter({dataclasses.replace(layer, groups=groups): 0 for groups in segments})
+
+
+def xla_conv(layer: GroupedConv) -> Conv:
+    """XLA's grouped convolution, the reference."""
+    return functools.partial(
+        lax.conv_general_dilated,
+        window_strides=layer.strides,
+        padding=layer.padding,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=layer.groups,
+    )
+
+
+def layer_convs(layer: GroupedConv) -> dict[str, Conv]:
+    """Each implementation of the layer: of depthwise ones all of `ops`, of others XLA's."""
+    convs = {REFERENCE: xla_conv(layer)}
+    if layer.depthwise:
+        for name in ops.IMPLEMENTATIONS:
+            convs[name] = functools.partial(
+                ops.depthwise_conv, strides=layer.strides, padding=layer.padding, implementation=name
+            )
+    elif layer.channels == layer.features and max(layer.strides) == 1:
+        convs |= segmented_convs(layer)
+    return convs
+
+
+def segmented_convs(layer: GroupedConv) -> dict[str, Conv]:
+    """XLA's grouped convolution, and what `ops` takes for segments."""
+    return {REFERENCE: xla_conv(layer), "segmented_conv": lambda x, kernel: ops.segmented_conv(x, [kernel])}
+
+
+# What is computed of (convolution, x, kernel, gradient of the output).
+PASSES = {
+    "forward": lambda conv, x, kernel, dy: conv(x, kernel),
+    "input gradient": lambda conv, x, kernel, dy: jax.vjp(conv, x, kernel)[1](dy)[0],
+    "kernel gradient": lambda conv, x, kernel, dy: jax.vjp(conv, x, kernel)[1](dy)[1],
+}
+
+
+def time_in_turn(
+    convs: dict[str, Conv], layer: GroupedConv, name: str, work: Workload, rounds: int
+) -> dict[str, list[float]]:
+    """Seconds of a pass for each implementation, one after the other in each round, after one call to warm up.
+
+    So what else the machine does meets all of them. An implementation that refuses the shape is left out.
+    """
+    keys = jax.random.split(jax.random.key(0), 3)
+    x = jax.random.normal(keys[0], (work.batch, *layer.size, layer.channels), work.dtype)
+    kernel_shape = (*layer.kernel, layer.channels // layer.groups, layer.features)
+    kernel = jax.random.normal(keys[1], kernel_shape, work.dtype)
+    dy = jax.random.normal(keys[2], jax.eval_shape(convs[REFERENCE], x, kernel).shape, work.dtype)
+    calls = {}
+    for implementation, conv in convs.items():
+        try:
+            calls[implementation] = jax.jit(functools.partial(PASSES[name], conv)).lower(x, kernel, dy).compile()
+        except (ValueError, NotImplementedError) as error:
+            print(f"  {name:<16} {implementation:<16} not for this shape: {str(error).splitlines()[0]}")
+    seconds = {implementation: [] for implementation in calls}
+    for _ in range(1 + rounds):
+        for implementation, call in calls.items():
+            start = time.perf_counter()
+            jax.block_until_ready(call(x, kernel, dy))
+            seconds[implementation].append(time.perf_counter() - start)
+    return {implementation: values[1:] for implementation, values in seconds.items()}
+
+
+def make_rows(work: Workload, layer: GroupedConv, name: str, seconds: dict[str, list[float]]) -> list[records.Row]:
+    """A row for each implementation."""
+    shared = work.columns | {"benchmark": "op", "mode": name, "layer": str(layer)} | device.environment()
+    return [
+        shared
+        | {"implementation": implementation}
+        | records.seconds_columns(values)
+        | records.ratio_columns(values, seconds[REFERENCE], REFERENCE)
+        for implementation, values in seconds.items()
+    ]

@@ -1,0 +1,118 @@
+"""The file of measurements: one row for each, with all that is needed to repeat it."""
+
+import argparse
+import csv
+import dataclasses
+import pathlib
+import statistics
+from collections.abc import Iterable, Sequence
+
+from xception_jax.errors import UserError
+
+# What was measured.
+WORK = ("benchmark", "library", "model", "batch", "image_size", "dtype", "mode", "layer", "implementation")
+# Seconds of a call: median and quartiles over the rounds; and as a share of a reference's seconds.
+SECONDS = ("seconds", "seconds_low", "seconds_high")
+RATIO = ("time_ratio", "time_ratio_low", "time_ratio_high")
+TIME = ("rounds", *SECONDS, "setup_seconds", "dispatch_seconds", "images_per_second", *RATIO, "reference")
+# What was done in that time, the most that the device did, and how near this came to it.
+ROOFLINE = ("flops_per_second", "bytes_per_second", "peak_flops", "peak_bytes", "roofline_share", "bound")
+# Where and when.
+ENVIRONMENT = ("command", "date", "commit", "device", "cpu", "cores", "python", "jax", "peer")
+COLUMNS = (*WORK, *TIME, *ROOFLINE, "temporary_bytes", *ENVIRONMENT)
+Row = dict[str, object]
+
+
+@dataclasses.dataclass(frozen=True)
+class Spread:
+    """The median of some values, and their quartiles."""
+
+    median: float
+    low: float
+    high: float
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Median and quartiles, interpolated between the values.
+
+    >>> spread([1.0, 2.0, 3.0, 4.0, 100.0])
+    Spread(median=3.0, low=2.0, high=4.0)
+    """
+    if len(values) == 1:
+        return Spread(values[0], values[0], values[0])
+    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+    return Spread(median, low, high)
+
+
+def seconds_columns(seconds: Sequence[float]) -> Row:
+    """The columns that say how long a call took."""
+    s = spread(seconds)
+    return {"rounds": len(seconds), "seconds": s.median, "seconds_low": s.low, "seconds_high": s.high}
+
+
+def ratio_columns(seconds: Sequence[float], reference: Sequence[float], name: str) -> Row:
+    """The columns that compare with a reference called `name`: the spread of the ratios, round by round.
+
+    What else the machine did during a round met both sides of it.
+    """
+    s = spread([ours / theirs for ours, theirs in zip(seconds, reference, strict=True)])
+    return {"time_ratio": s.median, "time_ratio_low": s.low, "time_ratio_high": s.high, "reference": name}
+
+
+def milliseconds(row: Row) -> str:
+    """The time of a call for people."""
+    median, low, high = (f"{1000 * float(row[key]):,.4g}" for key in SECONDS)
+    return f"{median} ms (quartiles {low} to {high})"
+
+
+def add_argument(parser: argparse.ArgumentParser) -> None:
+    """Declares --csv."""
+    default = pathlib.Path("results/speed.csv")
+    parser.add_argument(
+        "--csv", type=pathlib.Path, default=default, help=f"file of measurements (default: {default})"
+    )
+
+
+def check(path: pathlib.Path) -> None:
+    """Refuses a file that rows cannot be added to, before anything is measured.
+
+    Raises:
+      UserError: if it has other columns, or cannot be read or written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a+", newline="") as file:
+            file.seek(0)
+            header = next(csv.reader(file), None)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--csv={path}: {error}; name another file") from None
+    if header is not None and tuple(header) != COLUMNS:
+        differing = sorted(set(header) ^ set(COLUMNS)) or ["their order"]
+        raise UserError(f"--csv={path}: has other columns ({', '.join(differing[:3])}); name another file")
+
+
+def append(path: pathlib.Path, rows: Iterable[Row]) -> None:
+    """Adds rows at the end; the header comes first in an empty file."""
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, restval="")
+        if file.tell() == 0:
+            writer.writeheader()
+        writer.writerows({key: _short(value) for key, value in row.items()} for row in rows)
+
+
+def _short(value: object) -> object:
+    """Floats with six digits: no measurement has more."""
+    return f"{value:.6g}" if isinstance(value, float) else value
+
+
+def read(path: pathlib.Path) -> list[dict[str, str]]:
+    """All rows of a file that `append` wrote.
+
+    Raises:
+      UserError: if there is none, or it has other columns.
+    """
+    if not path.is_file():
+        raise UserError(f"--csv={path}: no such file; python -m xception_jax benchmark step writes one")
+    check(path)
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))

@@ -1,0 +1,94 @@
+"""Prints the measurements of a file as Markdown, the latest of each command."""
+
+import argparse
+from collections.abc import Callable, Sequence
+
+from xception_jax.commands.benchmark import records
+
+Row = dict[str, str]
+# Rows of one command that agree in these measure the same thing.
+IDENTITY = ("command", "benchmark", "library", "model", "batch", "image_size", "dtype", "mode", "layer",
+            "implementation")  # fmt: skip
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the command's flags."""
+    records.add_argument(parser)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Prints a table for each benchmark that the file has rows of."""
+    rows = latest(records.read(arguments.csv))
+    tables = []
+    for name, columns in TABLES.items():
+        if of_name := [row for row in rows if row["benchmark"] == name]:
+            tables.append(markdown(columns, of_name))
+    print("\n\n".join(tables) if tables else f"{arguments.csv} has no rows")
+
+
+def latest(rows: Sequence[Row]) -> list[Row]:
+    """The last row of each thing measured, in the order of their first ones."""
+    found = {tuple(row[column] for column in IDENTITY): row for row in rows}
+    return list(found.values())
+
+
+def markdown(columns: dict[str, Callable[[Row], str]], rows: Sequence[Row]) -> str:
+    """A table; `columns` says for each heading how a row fills it."""
+    lines = [columns.keys(), ["---"] * len(columns), *([fill(row) for fill in columns.values()] for row in rows)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _name(row: Row) -> str:
+    library = "" if row["library"] == "xception_jax" else f"{row['library']} "
+    choice = "" if row["implementation"] in ("", "default") else f" ({row['implementation']})"
+    return f"{library}{row['model']}{choice}"
+
+
+def _images(row: Row) -> str:
+    return f"{row['batch']} x {row['image_size']} px, {row['dtype']}"
+
+
+def _device(row: Row) -> str:
+    return f"{row['cpu']}, {row['cores']} cores" if row["cpu"] else row["device"]
+
+
+def _milliseconds(row: Row) -> str:
+    median, low, high = (f"{1000 * float(row[key]):,.4g}" for key in records.SECONDS)
+    return f"{median} ({low} to {high})"
+
+
+def _ratio(row: Row) -> str:
+    if not row["time_ratio"]:
+        return ""
+    median, low, high = (f"{float(row[key]):.3g}" for key in records.RATIO)
+    return f"{median} ({low} to {high}) of {row['reference']}"
+
+
+_MEASURED = {"pass": lambda row: row["mode"], "ms (quartiles)": _milliseconds}
+_IMAGES_PER_SECOND = {"images/s": lambda row: f"{float(row['images_per_second']):.3g}"}
+TABLES = {
+    "step": {
+        "model": _name,
+        "images": _images,
+        "device": _device,
+        **_MEASURED,
+        **_IMAGES_PER_SECOND,
+        "of the roofline": lambda row: f"{float(row['roofline_share']):.0%} ({row['bound']})",
+    },
+    "versus": {
+        "model": _name,
+        "images": _images,
+        "device": _device,
+        **_MEASURED,
+        **_IMAGES_PER_SECOND,
+        "share of the time": _ratio,
+    },
+    "op": {
+        "layer": lambda row: row["layer"],
+        "images": _images,
+        "device": _device,
+        "implementation": lambda row: row["implementation"],
+        **_MEASURED,
+        "share of the time": _ratio,
+    },
+}

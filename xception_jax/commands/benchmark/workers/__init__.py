@@ -1,0 +1,1 @@
+"""One process a library, for `benchmark step --against`; ../versus.py says what they read and write."""

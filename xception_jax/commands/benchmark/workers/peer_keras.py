@@ -1,0 +1,101 @@
+"""Keras's side of `benchmark step --against keras`. Runs by its path in any python that has keras and jax.
+
+It reads and writes what ../versus.py says; argv[1] is a JSON object with model, mode, batch, image_size, classes
+and amp (bfloat16 computation). The steps are Keras's own for JAX, jitted, with images that are on the device
+already and a loss that stays there: `fit` would add the transfers.
+"""
+
+import importlib
+import json
+import os
+import sys
+import time
+
+WARM_UP = 2
+
+
+def main() -> None:
+    """A step for each line read."""
+    start = time.perf_counter()
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # what else is printed must not come between the answers
+    os.environ["KERAS_BACKEND"] = "jax"
+    try:
+        jax, keras = importlib.import_module("jax"), importlib.import_module("keras")
+    except ModuleNotFoundError as error:
+        print(json.dumps({"missing": error.name}), file=answers)
+        return
+    options = json.loads(sys.argv[1])
+    step = (train_step if options["mode"] == "train" else inference_step)(jax, keras, options)
+    for _ in range(WARM_UP):
+        step()
+    versions = {"keras": keras.__version__, "jax": jax.__version__}
+    print(json.dumps({"setup_seconds": time.perf_counter() - start, "versions": versions}), file=answers)
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        step()
+        print(json.dumps({"seconds": time.perf_counter() - start}), file=answers)
+
+
+def make_model(jax, keras, options):
+    """(model, images uint8[N, H, W, 3], labels int32[N]), on the device."""
+    if options["amp"]:
+        keras.config.set_dtype_policy("mixed_bfloat16")
+    n, size, classes = options["batch"], options["image_size"], options["classes"]
+    model = getattr(keras.applications, options["model"])(
+        weights=None, input_shape=(size, size, 3), classes=classes, classifier_activation=None
+    )
+    image_key, label_key = jax.random.split(jax.random.key(0))
+    image = jax.random.randint(image_key, (n, size, size, 3), 0, 256).astype("uint8")
+    return model, image, jax.random.randint(label_key, (n,), 0, classes)
+
+
+def train_step(jax, keras, options):
+    """A function that updates the model once and waits for it."""
+    model, image, label = make_model(jax, keras, options)
+    optimizer = keras.optimizers.SGD(0.01, momentum=0.9)
+    optimizer.build(model.trainable_variables)
+    cross_entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+    def loss(trainable, others, image, label):
+        logits, others = model.stateless_call(trainable, others, normalize(image), training=True)
+        return cross_entropy(label, logits), others
+
+    def update(state, image, label):
+        trainable, others, slots = state
+        (value, others), gradients = jax.value_and_grad(loss, has_aux=True)(trainable, others, image, label)
+        trainable, slots = optimizer.stateless_apply(slots, gradients, trainable)
+        return (trainable, others, slots), value
+
+    update = jax.jit(update, donate_argnums=0)
+    variables = (model.trainable_variables, model.non_trainable_variables, optimizer.variables)
+    state = [[variable.value for variable in group] for group in variables]
+
+    def step():
+        nonlocal state
+        state, value = update(tuple(state), image, label)
+        jax.block_until_ready((state, value))
+
+    return step
+
+
+def inference_step(jax, keras, options):
+    """A function that computes the logits once and waits for them."""
+    model, image, _ = make_model(jax, keras, options)
+
+    @jax.jit
+    def predict(trainable, others, image):
+        return model.stateless_call(trainable, others, normalize(image), training=False)[0]
+
+    trainable = [variable.value for variable in model.trainable_variables]
+    others = [variable.value for variable in model.non_trainable_variables]
+    return lambda: jax.block_until_ready(predict(trainable, others, image))
+
+
+def normalize(image):
+    """Pixels uint8 -> [-1, 1]."""
+    return (image.astype("float32") / 255 - 0.5) / 0.5
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""timm's side of `benchmark step --against timm`. Runs by its path in any python that has torch and timm.
+
+It reads and writes what ../versus.py says; argv[1] is a JSON object with model, mode, batch, image_size, classes,
+compile (torch.compile) and amp (bfloat16 by autocast).
+"""
+
+import contextlib
+import importlib
+import json
+import os
+import sys
+import time
+
+WARM_UP = 2
+
+
+def main() -> None:
+    """A step for each line read."""
+    start = time.perf_counter()
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # what else is printed must not come between the answers
+    try:
+        torch, timm = importlib.import_module("torch"), importlib.import_module("timm")
+    except ModuleNotFoundError as error:
+        print(json.dumps({"missing": error.name}), file=answers)
+        return
+    step = make_step(torch, timm, json.loads(sys.argv[1]))
+    for _ in range(WARM_UP):
+        step()
+    versions = {"timm": timm.__version__, "torch": torch.__version__}
+    print(json.dumps({"setup_seconds": time.perf_counter() - start, "versions": versions}), file=answers)
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        step()
+        print(json.dumps({"seconds": time.perf_counter() - start}), file=answers)
+
+
+def make_step(torch, timm, options):
+    """A function that runs one step and waits for it."""
+    torch.set_num_threads(os.cpu_count())
+    torch.backends.cudnn.benchmark = True  # pick the fastest convolutions
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    n, size, classes = options["batch"], options["image_size"], options["classes"]
+    model = timm.create_model(options["model"], num_classes=classes)
+    model = model.to(device, memory_format=torch.channels_last)
+    call = torch.compile(model) if options["compile"] else model
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    image = torch.randint(0, 256, (n, 3, size, size), dtype=torch.uint8, device=device)
+    image = image.contiguous(memory_format=torch.channels_last)
+    label = torch.randint(0, classes, (n,), device=device)
+
+    def loss():
+        amp = torch.autocast(device, torch.bfloat16) if options["amp"] else contextlib.nullcontext()
+        with amp:
+            logits = call((image.float() / 255 - 0.5) / 0.5)
+            logits = logits if torch.is_tensor(logits) else logits[0]  # without auxiliary logits
+            return torch.nn.functional.cross_entropy(logits.float(), label)
+
+    def train():
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
+
+    training = options["mode"] == "train"
+    model.train(training)
+
+    def step():
+        with contextlib.nullcontext() if training else torch.inference_mode():
+            train() if training else loss()
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    return step
+
+
+if __name__ == "__main__":
+    main()
