@@ -52,6 +52,9 @@ def _subjaxprs(equation: core.JaxprEqn) -> Iterator[core.Jaxpr]:
 class GroupedConv:
     """The shapes of a convolution within groups of channels.
 
+    >>> print(GroupedConv((19, 19), 728, 728, (3, 3), 728, (1, 1), ((1, 1), (1, 1))))
+    19x19x728 depthwise 3x3
+
     Attributes:
       size: height and width of the input.
       channels, features: in and out.
@@ -71,12 +74,9 @@ class GroupedConv:
 
     def __str__(self) -> str:
         (height, width), (rows, columns) = self.size, self.kernel
-        text = f"{height}x{width}x{self.channels} kernel {rows}x{columns}"
-        if self.features != self.channels:
-            text += f" to {self.features}"
-        if self.groups != self.channels:
-            text += f" in {self.groups} groups"
-        return text + (f" stride {self.strides[0]}" if max(self.strides) > 1 else "")
+        kind = "depthwise" if self.depthwise else f"to {self.features} in {self.groups} groups"
+        strides = f" stride {self.strides[0]}" if max(self.strides) > 1 else ""
+        return f"{height}x{width}x{self.channels} {kind} {rows}x{columns}{strides}"
 
     @property
     def depthwise(self) -> bool:

@@ -46,17 +46,17 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError(f"--model={work.model}: with these settings it has no grouped convolution")
     if arguments.segments:
         layers = segmented_layers(layers, arguments.segments)
-    print(f"{work}, on {device.describe()}")
-    print("ms of a call, and the share of the time that XLA's grouped convolution takes", flush=True)
+    print(f"{work}, on {device.describe()}; xla is XLA's own grouped convolution", flush=True)
     for layer, times in layers.items():
-        print(f"{layer}" + (f", {times} times in the model" if times else ""))
+        print(f"{layer}" + (f": {times} of the model's layers" if times else ""))
         convs = segmented_convs(layer) if arguments.segments else layer_convs(layer)
         for name in PASSES:
             rows = make_rows(work, layer, name, time_in_turn(convs, layer, name, work, arguments.rounds))
             records.append(arguments.csv, rows)
             for row in rows:
                 ms = records.milliseconds(row)
-                print(f"  {name:<16} {row['implementation']:<16} {ms:<44} {row['time_ratio']:.3g}", flush=True)
+                share = "" if row["implementation"] == REFERENCE else f"{row['time_ratio']:.3g} of xla's time"
+                print(f"  {name:<16} {row['implementation']:<16} {ms:<46} {share}".rstrip(), flush=True)
     print(f"added to {arguments.csv}")
 
 

@@ -1,6 +1,7 @@
 """Times a whole training step and inference, and says how near they come to what the device can do."""
 
 import argparse
+import os
 import statistics
 
 from xception_jax.commands.benchmark import count, device, profiler, records, versus, workload
@@ -22,8 +23,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Measures each mode, prints it, and adds its row to the file."""
-    if arguments.against and arguments.profile:
-        raise UserError("--profile: shows this package only; leave --against away")
+    if arguments.against:
+        if arguments.profile:
+            raise UserError("--profile: shows this package only; leave --against away")
+        # JAX takes most of a GPU's memory otherwise: here, and in each of the processes that share it.
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     records.check(arguments.csv)
     work = workload.from_arguments(arguments)
     modes = workload.MODES if arguments.mode == "both" else (arguments.mode,)
@@ -105,7 +109,7 @@ def describe(row: records.Row) -> str:
     if row["temporary_bytes"] != "":
         lines.append(f"temporary memory: {row['temporary_bytes'] / 1e6:,.0f} MB")
     if row["dispatch_seconds"] != "":
-        lines.append(f"handed to the device in {1000 * row['dispatch_seconds']:.1f} ms")
+        lines.append(f"the call returns after {1000 * row['dispatch_seconds']:.1f} ms, before the step is done")
     return "\n  ".join(lines)
 
 

@@ -17,12 +17,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Prints a table for each benchmark that the file has rows of."""
+    """Prints a table of the steps, one of the comparisons, and one for each command that timed layers."""
     rows = latest(records.read(arguments.csv))
     tables = []
-    for name, columns in TABLES.items():
-        if of_name := [row for row in rows if row["benchmark"] == name]:
-            tables.append(markdown(columns, of_name))
+    for benchmark, columns in TABLES.items():
+        if chosen := [row for row in rows if row["benchmark"] == benchmark]:
+            tables.append(markdown(columns, chosen))
+    ops = [row for row in rows if row["benchmark"] == "op"]
+    for command in dict.fromkeys(row["command"] for row in ops):
+        tables.append(op_table([row for row in ops if row["command"] == command]))
     print("\n\n".join(tables) if tables else f"{arguments.csv} has no rows")
 
 
@@ -57,38 +60,48 @@ def _milliseconds(row: Row) -> str:
     return f"{median} ({low} to {high})"
 
 
+def _images_per_second(row: Row) -> str:
+    return f"{float(row['images_per_second']):.3g}"
+
+
 def _ratio(row: Row) -> str:
     if not row["time_ratio"]:
         return ""
     median, low, high = (f"{float(row[key]):.3g}" for key in records.RATIO)
-    return f"{median} ({low} to {high}) of {row['reference']}"
+    return f"{median} ({low} to {high}) of {row['reference']}'s"
 
 
-_MEASURED = {"pass": lambda row: row["mode"], "ms (quartiles)": _milliseconds}
-_IMAGES_PER_SECOND = {"images/s": lambda row: f"{float(row['images_per_second']):.3g}"}
+def op_table(rows: Sequence[Row]) -> str:
+    """Of one command: a line for each layer and implementation, a column for each pass."""
+    first = rows[0]
+    passes = dict.fromkeys(row["mode"] for row in rows)
+    lines: dict[tuple[str, str], Row] = {}
+    for row in rows:
+        line = lines.setdefault((row["layer"], row["implementation"]), {})
+        line[row["mode"]] = f"{1000 * float(row['seconds']):,.4g} ({float(row['time_ratio']):.3g})"
+    table = [{"layer": layer, "implementation": name, **cells} for (layer, name), cells in lines.items()]
+    columns = {key: lambda line, key=key: line.get(key, "") for key in ("layer", "implementation", *passes)}
+    about = f"{first['model']}, {_images(first)}, {_device(first)}: ms (share of {first['reference']}'s time)"
+    return f"{about}\n\n{markdown(columns, table)}"
+
+
 TABLES = {
     "step": {
         "model": _name,
         "images": _images,
         "device": _device,
-        **_MEASURED,
-        **_IMAGES_PER_SECOND,
+        "pass": lambda row: row["mode"],
+        "ms (quartiles)": _milliseconds,
+        "images/s": _images_per_second,
         "of the roofline": lambda row: f"{float(row['roofline_share']):.0%} ({row['bound']})",
     },
     "versus": {
         "model": _name,
         "images": _images,
         "device": _device,
-        **_MEASURED,
-        **_IMAGES_PER_SECOND,
-        "share of the time": _ratio,
-    },
-    "op": {
-        "layer": lambda row: row["layer"],
-        "images": _images,
-        "device": _device,
-        "implementation": lambda row: row["implementation"],
-        **_MEASURED,
-        "share of the time": _ratio,
+        "pass": lambda row: row["mode"],
+        "ms (quartiles)": _milliseconds,
+        "images/s": _images_per_second,
+        "share of the peer's time": _ratio,
     },
 }

@@ -6,6 +6,7 @@ each line it reads and answers {"seconds": ...}; it ends when its input does. A 
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -47,13 +48,13 @@ def run(arguments: argparse.Namespace, work: Workload, modes: tuple[str, ...]) -
     if peer.dtype != work.dtype:
         print(f"note: {peer} computes in {peer.dtype}, this package in {work.dtype}")
     for mode in modes:
+        # One after the other: each compiles with the machine to itself.
         with (
-            Worker("xception_jax", own_command(work, mode)) as ours,
             Worker(peer.library, peer.command(work, mode)) as theirs,
+            Worker("xception_jax", own_command(work, mode)) as ours,
         ):
-            ready = ours.ready(), theirs.ready()
             pairs = alternate(ours, theirs, arguments.rounds)
-        rows = make_rows(work, mode, peer, ready, pairs)
+        rows = make_rows(work, mode, peer, (ours.greeting, theirs.greeting), pairs)
         records.append(arguments.csv, rows)
         print(describe(*rows), flush=True)
 
@@ -109,56 +110,63 @@ def own_command(work: Workload, mode: str) -> list[str]:
 
 
 class Worker:
-    """A process that answers lines with lines; it ends with the `with` block."""
+    """A process that is ready, that is compiled and warm, inside a `with` block, and ends with it.
+
+    Attributes:
+      greeting: what it said when it was ready.
+    """
 
     def __init__(self, name: str, command: Sequence[str]):
         """
         Args:
           name: the library, for messages.
           command: what starts it.
-
-        Raises:
-          UserError: if there is no such program.
         """
         self.name, self.command = name, command
-        self._errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 (__exit__ closes it)
-        try:
-            self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True
-            )
-        except OSError as error:
-            self._errors.close()
-            raise UserError(f"--peer-python={command[0]}: {error.strerror}; give the path of a python") from None
 
     def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_) -> None:
-        self._process.kill()
-        self._process.communicate()
-        self._errors.close()
-
-    def ready(self) -> dict[str, Any]:
-        """What it says when it is ready; it is by then compiled and warm.
+        """Starts it and waits until it is ready.
 
         Raises:
-          UserError: if it lacks a library.
+          UserError: if there is no such program, or it lacks a library.
+          TrainingError: if it dies.
         """
-        answer = self._read()
-        if "missing" in answer:
-            raise UserError(
-                f"--against={self.name}: {self.command[0]} has no {answer['missing']}; "
-                f"pip install {PACKAGES[self.name]} there, or name another --peer-python"
-            )
-        return answer
+        with contextlib.ExitStack() as stack:
+            self._errors = stack.enter_context(tempfile.TemporaryFile("w+", errors="replace"))
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self._errors}
+            try:
+                self._process = stack.enter_context(subprocess.Popen(self.command, text=True, **pipes))
+            except OSError as error:
+                raise UserError(
+                    f"--peer-python={self.command[0]}: {error.strerror}; give a python's path"
+                ) from None
+            stack.push(self._stop)
+            self.greeting = self._read()
+            if "missing" in self.greeting:
+                raise UserError(
+                    f"--against={self.name}: {self.command[0]} has no {self.greeting['missing']}; "
+                    f"pip install {PACKAGES[self.name]} there, or name another --peer-python"
+                )
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._stack.__exit__(*exception)
+
+    def _stop(self, failure: type[BaseException] | None, *_) -> None:
+        """Ends it with its input; at once if something went wrong."""
+        if failure is not None:
+            self._process.kill()
+        try:
+            self._process.communicate(timeout=10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
 
     def step(self) -> float:
         """Seconds of one step, as the worker measured them."""
-        try:
+        with contextlib.suppress(BrokenPipeError):  # reading tells why
             self._process.stdin.write("\n")
             self._process.stdin.flush()
-        except BrokenPipeError:
-            pass  # reading tells why
         return self._read()["seconds"]
 
     def _read(self) -> dict[str, Any]:

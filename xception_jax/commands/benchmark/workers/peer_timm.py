@@ -37,7 +37,7 @@ def main() -> None:
 
 def make_step(torch, timm, options):
     """A function that runs one step and waits for it."""
-    torch.set_num_threads(os.cpu_count())
+    torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
     torch.backends.cudnn.benchmark = True  # pick the fastest convolutions
     device = "cuda" if torch.cuda.is_available() else "cpu"
     n, size, classes = options["batch"], options["image_size"], options["classes"]
