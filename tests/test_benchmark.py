@@ -210,11 +210,15 @@ sys.exit(3)
 """
 
 
-def scripted(tmp_path, name, seconds):
-    """A worker that says that its steps took `seconds`, and dies when asked for more."""
+def scripted_command(tmp_path, name, seconds):
+    """What starts a worker that says that its steps took `seconds`, and dies when asked for more."""
     (tmp_path / "worker.py").write_text(SCRIPT)
     command = [sys.executable, "-S", tmp_path / "worker.py", name, tmp_path / "turns", str(seconds)]
-    return versus.Worker("timm", [str(part) for part in command])
+    return [str(part) for part in command]
+
+
+def scripted(tmp_path, name, seconds):
+    return versus.Worker("timm", scripted_command(tmp_path, name, seconds))
 
 
 class TestVersus:
@@ -231,6 +235,18 @@ class TestVersus:
         assert all(row["peer"] == "timm 1.2" and row["setup_seconds"] == 1.5 for row in rows)
         assert rows[1]["images_per_second"] == 0.5 and "time_ratio" not in rows[1]
         assert "time here / time there: 1.5 (quartiles 0.875 to 2.25" in versus.describe(*rows)
+
+    def test_the_command_adds_a_row_for_each_side_and_mode(self, benchmark, monkeypatch, tmp_path, capsys):
+        monkeypatch.setattr(versus, "own_command", lambda *_: scripted_command(tmp_path, "A", [1, 1, 1]))
+        monkeypatch.setattr(versus.Peer, "command", lambda *_: scripted_command(tmp_path, "B", [4, 5, 2]))
+        rows = benchmark("step", *TINY, "--against=timm", "--amp")
+        assert [(row["mode"], row["library"]) for row in rows] == [
+            (mode, library) for mode in ("train", "inference") for library in ("xception_jax", "timm")
+        ]
+        assert [row["time_ratio"] for row in rows] == ["0.25", "", "0.25", ""]
+        assert (
+            "note: timm legacy_xception computes in bfloat16, this package in float32" in capsys.readouterr().out
+        )
 
     def test_a_worker_that_dies_gives_its_last_words(self, tmp_path):
         with (

@@ -131,7 +131,7 @@ def time_in_turn(
     for implementation, conv in convs.items():
         try:
             calls[implementation] = jax.jit(functools.partial(PASSES[name], conv)).lower(x, kernel, dy).compile()
-        except (ValueError, NotImplementedError) as error:
+        except (ValueError, NotImplementedError, jax.errors.JaxRuntimeError) as error:
             print(f"  {name:<16} {implementation:<16} not for this shape: {str(error).splitlines()[0]}")
     seconds = {implementation: [] for implementation in calls}
     for _ in range(1 + rounds):

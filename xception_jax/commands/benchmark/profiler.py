@@ -176,7 +176,8 @@ def report(costs: list[Cost]) -> str:
     if not costs:
         return "the profiler saw no operation of the step on this kind of device"
     total = sum(cost.seconds for cost in costs)
-    lines = [f"{'kind of operation':<40} {'ms':>9} {'share':>6}"]
+    lines = ["where a step spends its time (operations may run side by side)"]
+    lines.append(f"{'kind of operation':<40} {'ms':>9} {'share':>6}")
     for kind, seconds in totals(costs, lambda instruction: instruction.kind).most_common():
         lines.append(f"{kind:<40} {1000 * seconds:9.2f} {seconds / total:6.1%}")
     forward = totals([cost for cost in costs if not cost.instruction.backward], lambda i: i.layer)

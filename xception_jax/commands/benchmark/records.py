@@ -81,9 +81,12 @@ def check(path: pathlib.Path) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        is_new = not path.exists()
         with path.open("a+", newline="") as file:
             file.seek(0)
             header = next(csv.reader(file), None)
+        if is_new:
+            path.unlink()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--csv={path}: {error}; name another file") from None
     if header is not None and tuple(header) != COLUMNS:

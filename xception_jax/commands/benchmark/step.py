@@ -64,7 +64,7 @@ def measure(
         the gradients of a product's two factors are two products of the same size. Only these count as model
         FLOPs, whatever an implementation really computes.
       peak: what the roofline is drawn from. Its bytes are those XLA says the compiled step reads and writes
-        (a loop's body counts once).
+        (a loop's body counts once). Caches can be faster than the copy, which is larger than they are.
     """
     for _ in range(workload.WARM_UP):
         step()

@@ -4,6 +4,7 @@ import argparse
 import ast
 import contextlib
 import dataclasses
+import inspect
 import time
 import typing
 from typing import Any
@@ -136,7 +137,9 @@ def _parse_setting(config: type, text: str) -> tuple[str, Any]:
     try:
         return key, pydantic.TypeAdapter(types[key]).validate_python(value)
     except pydantic.ValidationError as error:
-        raise UserError(f"--set {text}: {error.errors()[0]['msg'].replace('Input should', 'it should')}") from None
+        rule = error.errors()[0]["msg"].replace("Input should", "it should")
+        default = inspect.signature(config).parameters[key].default
+        raise UserError(f"--set {text}: {rule}; the default is {key}={default}") from None
 
 
 def forward_jaxpr(workload: Workload) -> core.Jaxpr:

@@ -17,6 +17,10 @@ def main() -> None:
     os.dup2(2, 1)  # what else is printed must not come between the answers
     options = json.loads(sys.argv[1])
     mode = options.pop("mode")
+    settings = options["settings"]
+    options["settings"] = {
+        key: tuple(v) if isinstance(v, list) else v for key, v in settings.items()
+    }  # as in JSON
     step = workload.Step(workload.Workload(**options), mode)
     for _ in range(workload.WARM_UP):
         step()
