@@ -359,6 +359,20 @@ class TestProfile:
         lines = profiler.report(costs).splitlines()
         assert sum(line.strip().startswith("entry_0/separable_1") for line in lines) == 1
 
+    def test_layers_come_in_the_order_of_their_longest_forward_operation(self):
+        def cost(path, seconds):
+            return profiler.Cost(profiler.Instruction("fusion", f"jit(f)/{path}/mul", frozenset({"add"})), seconds)
+
+        costs = [
+            cost("jvp(last)", 1),
+            cost("jvp(first)", 5),
+            cost("jvp(last)", 3),
+            cost("transpose(jvp(first))", 9),
+        ]
+        assert profiler.layers_in_order(costs) == ["first", "last"]
+        lines = profiler.report(costs).splitlines()
+        assert lines[-2].split() == ["first", "14000.00", "77.8%", "9000.00"]
+
     def test_time_inside_a_loop_is_not_counted_twice(self):
         spans = [(0, 100, "while"), (10, 40, "dot"), (50, 90, "call"), (60, 70, "dot"), (100, 130, "add")]
         assert profiler._own_time(spans) == {"while": 30, "dot": 40, "call": 30, "add": 30}

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 import jax
 
 STEPS = 3
+SMALL = 0.001  # of a step: shorter layers are not shown
 # Kinds by the HLO instructions that an operation is made of; the first that fits counts.
 KINDS = {
     "convolution": {"convolution"},
@@ -171,20 +172,34 @@ def totals(costs: Iterable[Cost], key: Callable[[Instruction], str]) -> collecti
     return found
 
 
+def layers_in_order(costs: Iterable[Cost]) -> list[str]:
+    """The layers by when the longest operation of each ran: of its forward pass, if it has one.
+
+    (The first one would not tell: weights are brought into another layout long before they are used.)
+    """
+    longest = {}
+    for position, cost in enumerate(costs):
+        layer, rank = cost.instruction.layer, (not cost.instruction.backward, cost.seconds)
+        if layer not in longest or rank > longest[layer][0]:
+            longest[layer] = rank, position
+    return sorted(longest, key=lambda layer: longest[layer][1])
+
+
 def report(costs: list[Cost]) -> str:
     """Two tables for people: by kind, the slowest first, and by layer, in the order they ran."""
     if not costs:
-        return "the profiler saw no operation of the step on this kind of device"
+        return "  the profiler saw no operation of the step on this kind of device"
     total = sum(cost.seconds for cost in costs)
     lines = ["where a step spends its time (operations may run side by side)"]
     lines.append(f"{'kind of operation':<40} {'ms':>9} {'share':>6}")
     for kind, seconds in totals(costs, lambda instruction: instruction.kind).most_common():
         lines.append(f"{kind:<40} {1000 * seconds:9.2f} {seconds / total:6.1%}")
-    forward = totals([cost for cost in costs if not cost.instruction.backward], lambda i: i.layer)
-    backward = totals([cost for cost in costs if cost.instruction.backward], lambda i: i.layer)
+    everything = totals(costs, lambda instruction: instruction.layer)
+    backward = totals([cost for cost in costs if cost.instruction.backward], lambda instruction: instruction.layer)
     lines.append(f"{'layer':<40} {'ms':>9} {'share':>6}   of these ms backward")
-    for layer in forward | backward:
-        seconds = forward[layer] + backward[layer]
-        name = layer or "(outside the layers)"
-        lines.append(f"{name:<40} {1000 * seconds:9.2f} {seconds / total:6.1%} {1000 * backward[layer]:9.2f}")
+    for layer in layers_in_order(costs):
+        seconds = everything[layer]
+        if seconds > SMALL * total:
+            name = layer or "(outside the layers)"
+            lines.append(f"{name:<40} {1000 * seconds:9.2f} {seconds / total:6.1%} {1000 * backward[layer]:9.2f}")
     return "\n".join("  " + line for line in lines)
