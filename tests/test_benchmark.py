@@ -39,6 +39,7 @@ def benchmark(monkeypatch, tmp_path):
     """Runs `python -m xception_jax benchmark ...` here, on a device that is quickly measured; the file's rows."""
     monkeypatch.setattr(device, "COPY_ELEMENTS", 2**10)
     monkeypatch.setattr(device, "MATRIX_SIZE", {"cpu": 16})
+    monkeypatch.setattr(device, "BUSY_SECONDS", 0.01)
     path = tmp_path / "results" / "speed.csv"
 
     def run(*arguments):
@@ -279,6 +280,17 @@ def test_quartiles_lie_between_the_values():
     assert records.spread([7.0]) == records.Spread(7.0, 7.0, 7.0)
 
 
+def test_a_busy_machine_is_told_and_recorded(monkeypatch):
+    """Of 400 ticks 100 were idle or waiting for a disk."""
+    stats = iter(["cpu  100 0 0 500 0 0 0 0 7 7\ncpu0", "cpu  250 50 50 550 50 20 20 10 9 9\ncpu0"])
+    monkeypatch.setattr(device, "_cpu_model", lambda: "Z80")
+    monkeypatch.setattr(device, "_commit", lambda: "abc")
+    monkeypatch.setattr(pathlib.Path, "read_text", lambda path: next(stats))
+    assert device.describe().endswith(
+        "warning: other programs use 75% of the processors: these times will not hold"
+    )
+
+
 class TestFile:
     def test_rows_are_added_under_one_header(self, tmp_path):
         path = tmp_path / "speed.csv"
@@ -292,9 +304,7 @@ class TestFile:
         path = tmp_path / "results" / "speed.csv"
         path.parent.mkdir()
         path.write_text("benchmark,ms\n")
-        assert failure("step").startswith(
-            f"error: --csv={path}: has other columns (batch, bound, bytes_per_second)"
-        )
+        assert failure("step").startswith(f"error: --csv={path}: has other columns (batch, bound, busy)")
         assert path.read_text() == "benchmark,ms\n"
 
     def test_a_file_that_cannot_be_written_is_one_line(self, tmp_path):

@@ -19,6 +19,8 @@ COPY_ELEMENTS = 2**26  # float32: 256 MiB read and as much written, more than ca
 MATRIX_SIZE = {"cpu": 2048}  # 17 GFLOP, a fraction of a second on a few cores
 LARGE_MATRIX_SIZE = 8192  # 1.1 TFLOP, milliseconds on an accelerator
 ROUNDS = 5
+BUSY = 0.1  # of the processors' time; above this a warning is printed
+BUSY_SECONDS = 0.2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,13 +64,19 @@ def _seconds(call: Callable[[jax.Array], jax.Array], argument: jax.Array, *, cal
 
 
 def describe() -> str:
-    """The device in words."""
+    """The device in words, and a warning if it is not free."""
     facts = environment()
-    return f"{facts['cpu']}, {facts['cores']} cores" if jax.default_backend() == "cpu" else facts["device"]
+    text = f"{facts['cpu']}, {facts['cores']} cores" if jax.default_backend() == "cpu" else facts["device"]
+    if (busy := float(facts["busy"] or 0)) > BUSY:
+        text += f"\nwarning: other programs use {busy:.0%} of the processors: these times will not hold"
+    return text
 
 
 def environment() -> dict[str, str]:
-    """What a measurement depends on: command, date, commit, device, processor, versions."""
+    """What a measurement depends on: command, date, commit, device, processor, what else runs, versions.
+
+    To be called right after a measurement, while this program has nothing to do.
+    """
     return {
         "command": f"python -m xception_jax {shlex.join(sys.argv[1:])}",
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -76,6 +84,7 @@ def environment() -> dict[str, str]:
         "device": jax.devices()[0].device_kind,
         "cpu": _cpu_model() if jax.default_backend() == "cpu" else "",
         "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
+        "busy": _busy_share(),
         "python": platform.python_version(),
         "jax": jax.__version__,
     }
@@ -89,6 +98,26 @@ def _commit() -> str:
     except OSError:  # no git
         return ""
     return done.stdout.strip()
+
+
+def _busy_share() -> str:
+    """Share of the processors' time that programs use now; empty where there is no /proc/stat.
+
+    Libraries whose threads wait for each other by spinning can take ten times as long beside another program, so
+    that a comparison on a busy machine says nothing.
+    """
+    samples = []
+    for pause in (BUSY_SECONDS, 0):
+        try:
+            first = pathlib.Path("/proc/stat").read_text().partition("\n")[0]
+        except OSError:
+            return ""
+        times = [int(text) for text in first.split()[1:9]]  # user nice system idle iowait irq softirq steal
+        samples.append((sum(times), times[3] + times[4]))
+        time.sleep(pause)
+    (total, idle), (later_total, later_idle) = samples
+    elapsed = later_total - total
+    return f"{1 - (later_idle - idle) / elapsed:.2f}" if elapsed else ""
 
 
 def _cpu_model() -> str:

@@ -18,7 +18,7 @@ TIME = ("rounds", *SECONDS, "setup_seconds", "dispatch_seconds", "images_per_sec
 # What was done in that time, the most that the device did, and how near this came to it.
 ROOFLINE = ("flops_per_second", "bytes_per_second", "peak_flops", "peak_bytes", "roofline_share", "bound")
 # Where and when.
-ENVIRONMENT = ("command", "date", "commit", "device", "cpu", "cores", "python", "jax", "peer")
+ENVIRONMENT = ("command", "date", "commit", "device", "cpu", "cores", "busy", "python", "jax", "peer")
 COLUMNS = (*WORK, *TIME, *ROOFLINE, "temporary_bytes", *ENVIRONMENT)
 Row = dict[str, object]
 
