@@ -46,7 +46,8 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError(f"--model={work.model}: with these settings it has no grouped convolution")
     if arguments.segments:
         layers = segmented_layers(layers, arguments.segments)
-    print(f"{work}, on {device.describe()}; xla is XLA's own grouped convolution", flush=True)
+    print(f"{work}, on {device.describe()}")
+    print("each implementation in turn; xla is XLA's own grouped convolution", flush=True)
     for layer, times in layers.items():
         print(f"{layer}" + (f": {times} of the model's layers" if times else ""))
         convs = segmented_convs(layer) if arguments.segments else layer_convs(layer)
