@@ -54,6 +54,9 @@ def _model() -> ConfigDict:
     config.bn_epsilon = 1e-3
     config.bn_momentum = 0.99
     config.bn_group_size = placeholder(int)
+    config.implementation = placeholder(str)  # "xla" or "shift"; None = the fastest measured for the platform
+    config.remat = False
+    config.scan_middle = False
     config.dtype = "float32"
     return config
 

@@ -147,6 +147,9 @@ FREE_KEYS = (
     "checkpoint_every_epochs",
     "checkpoint_every_steps",
     "checkpoints_to_keep",
+    "model.implementation",  # these three: but for rounding
+    "model.remat",
+    "model.scan_middle",
 )
 
 

@@ -55,17 +55,17 @@ class BatchNorm(nnx.Module):
         group = (self.group_size or shape[0]) if train else shape[0]
         if shape[0] % group:
             raise ValueError(f"a batch of {shape[0]} images does not divide into groups of {group}")
-        x = x.astype(jnp.float32).reshape(shape[0] // group, group, *shape[1:])  # [G, group, ..., C]
         if train:
-            axes = tuple(range(1, x.ndim - 1))
-            mean = jnp.mean(x, axes, keepdims=True)  # [G, 1, ..., C]
-            var = jnp.mean(jnp.square(x - mean), axes, keepdims=True)  # [G, 1, ..., C]
-            self._update(mean.reshape(-1, shape[-1]), var.reshape(-1, shape[-1]))
-        else:
-            mean, var = _channels(self.mean, x.ndim), _channels(self.var, x.ndim)  # [1, 1, ..., C]
-        factor = _channels(self.scale, x.ndim) * jax.lax.rsqrt(var + self.epsilon)
-        y = (x - mean) * factor + _channels(self.bias, x.ndim)
-        return y.reshape(shape).astype(self.dtype)
+            groups = x.reshape(shape[0] // group, group, *shape[1:])  # [G, group, ..., C]
+            y, mean, var = ops.normalize(
+                groups, self.scale[...], self.bias[...], epsilon=self.epsilon, dtype=self.dtype
+            )
+            self._update(mean, var)
+            return y.reshape(shape)
+        factor = self.scale[...] * jax.lax.rsqrt(self.var[...] + self.epsilon)  # [C]
+        shape = (1,) * (x.ndim - 1) + (-1,)
+        mean, factor, bias = (v.reshape(shape) for v in (self.mean[...], factor, self.bias[...]))
+        return ((x.astype(factor.dtype) - mean) * factor + bias).astype(self.dtype)
 
     def _update(self, mean: jax.Array, var: jax.Array) -> None:
         """Moves the running statistics towards the mean over groups; mean and var: float[G, C]."""
@@ -73,13 +73,8 @@ class BatchNorm(nnx.Module):
             running[...] = self.momentum * running[...] + (1 - self.momentum) * jnp.mean(batch, 0)
 
 
-def _channels(variable: nnx.Variable, ndim: int) -> jax.Array:
-    """float[C] -> float[1, ..., 1, C] with `ndim` axes."""
-    return variable[...].reshape((1,) * (ndim - 1) + (-1,))
-
-
-class ConvBN(nnx.Module):
-    """Convolution without bias, then batch normalization."""
+class Conv(nnx.Module):
+    """Convolution without bias; kernel: float[k, k, features_in, features]."""
 
     def __init__(
         self,
@@ -89,21 +84,31 @@ class ConvBN(nnx.Module):
         *,
         strides: int = 1,
         padding: str = "SAME",
-        norm: Callable[[int], BatchNorm],
+        implementation: str | None = None,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
-        self.conv = nnx.Conv(
-            features_in,
-            features,
-            (kernel_size, kernel_size),
-            strides=strides,
-            padding=padding,
-            use_bias=False,
-            kernel_init=KERNEL_INIT,
-            dtype=dtype,
-            rngs=rngs,
-        )
+        shape = (kernel_size, kernel_size, features_in, features)
+        self.kernel = nnx.Param(KERNEL_INIT(rngs.params(), shape))
+        self.strides, self.padding, self.implementation, self.dtype = strides, padding, implementation, dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return ops.conv(
+            x.astype(self.dtype),
+            self.kernel[...].astype(self.dtype),
+            strides=self.strides,
+            padding=self.padding,
+            implementation=self.implementation,
+        )  # [N, H / strides, W / strides, features]
+
+
+class ConvBN(nnx.Module):
+    """Convolution without bias, then batch normalization; **conv are arguments of `Conv`."""
+
+    def __init__(
+        self, features_in: int, features: int, kernel_size: int, *, norm: Callable[[int], BatchNorm], **conv
+    ):
+        self.conv = Conv(features_in, features, kernel_size, **conv)
         self.bn = norm(features)
 
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -113,16 +118,26 @@ class ConvBN(nnx.Module):
 class SpatialConv(nnx.Module):
     """3x3 convolution within channel segments; `segments=None`, one per channel, is the depthwise convolution."""
 
-    def __init__(self, features: int, segments: int | None, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        features: int,
+        segments: int | None,
+        *,
+        implementation: str | None = None,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
         parts = ops.partition(features, segments or features)
         self.kernels = nnx.List(
             [nnx.Param(KERNEL_INIT(rngs.params(), (3, 3, width, n * width))) for n, width in parts]
         )
-        self.dtype = dtype
+        self.implementation, self.dtype = implementation, dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
         kernels = [kernel[...].astype(self.dtype) for kernel in self.kernels]
-        return ops.segmented_conv(x.astype(self.dtype), kernels)  # [N, H, W, features]
+        return ops.segmented_conv(
+            x.astype(self.dtype), kernels, implementation=self.implementation
+        )  # [N, H, W, features]
 
 
 class SeparableConvBN(nnx.Module):
@@ -138,12 +153,13 @@ class SeparableConvBN(nnx.Module):
         features: int,
         *,
         segments: int | None = None,
+        implementation: str | None = None,
         intermediate_activation: str | None = None,
         norm: Callable[[int], BatchNorm],
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
-        self.depthwise = SpatialConv(features_in, segments, dtype=dtype, rngs=rngs)
+        self.depthwise = SpatialConv(features_in, segments, implementation=implementation, dtype=dtype, rngs=rngs)
         self.pointwise = nnx.Linear(
             features_in, features, use_bias=False, kernel_init=KERNEL_INIT, dtype=dtype, rngs=rngs
         )
@@ -154,4 +170,6 @@ class SeparableConvBN(nnx.Module):
         x = self.depthwise(x)  # [N, H, W, features_in]
         if self.intermediate_activation is not None:
             x = ACTIVATIONS[self.intermediate_activation](x)
-        return self.bn(self.pointwise(x), train=train)  # [N, H, W, features]
+        n, height, width, channels = x.shape
+        x = self.pointwise(x.reshape(-1, channels))  # two-dimensional: the backward pass transposes nothing
+        return self.bn(x.reshape(n, height, width, -1), train=train)  # [N, H, W, features]

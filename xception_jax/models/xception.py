@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from xception_jax import ops
 from xception_jax.layers import ACTIVATIONS, KERNEL_INIT, BatchNorm, ConvBN, SeparableConvBN
 from xception_jax.models.preprocessing import Preprocessing
 
@@ -36,6 +37,9 @@ class Config:
       exit_widths: the last layer of module 13, then the two layers of module 14.
       bn_epsilon, bn_momentum: today's Keras values. The paper gives none; Keras had epsilon 1e-5 in 2016.
       bn_group_size: images for each set of training statistics; None = the whole batch.
+      implementation: of convolutions and pooling, see `ops`; None = the fastest measured for the platform.
+      remat: keep only the input of each module for the backward pass and compute the rest again.
+      scan_middle: compile one identity module and loop over all; needs time and memory to stack them.
       dtype: of the computation; parameters and statistics stay float32.
     """
 
@@ -55,6 +59,9 @@ class Config:
     bn_epsilon: float = 1e-3
     bn_momentum: float = 0.99
     bn_group_size: int | None = None
+    implementation: Literal["xla", "shift"] | None = None
+    remat: bool = False
+    scan_middle: bool = False
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self):
@@ -70,6 +77,11 @@ class Config:
             ("exit_widths", len(self.exit_widths) == 3, "three widths"),
             ("stem_strides", len(self.stem_strides) == len(self.stem_widths), "as many as stem_widths"),
             ("stem_padding", self.stem_padding in ("VALID", "SAME"), "'VALID' or 'SAME'"),
+            (
+                "implementation",
+                self.implementation in (None, *ops.IMPLEMENTATIONS),
+                f"None or in {ops.IMPLEMENTATIONS}",
+            ),
             (
                 "intermediate_activation",
                 self.intermediate_activation in (None, *ACTIVATIONS),
@@ -99,26 +111,41 @@ class Module(nnx.Module):
         residual: bool,
         separable: functools.partial,
         norm: functools.partial,
+        implementation: str | None,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
         inputs = (features_in, *widths[:-1])
         self.separable = nnx.List([separable(i, o) for i, o in zip(inputs, widths, strict=True)])
         if residual and downsample:
-            self.shortcut = ConvBN(features_in, widths[-1], 1, strides=2, norm=norm, dtype=dtype, rngs=rngs)
+            self.shortcut = ConvBN(
+                features_in,
+                widths[-1],
+                1,
+                strides=2,
+                norm=norm,
+                implementation=implementation,
+                dtype=dtype,
+                rngs=rngs,
+            )
         self.downsample, self.leading_relu, self.residual = downsample, leading_relu, residual
+        self.implementation = implementation
 
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         shortcut = x
         for i, separable in enumerate(self.separable):
             if i > 0 or self.leading_relu:
                 x = jax.nn.relu(x)
-            x = separable(x, train=train)
+            with jax.named_scope(f"separable_{i}"):
+                x = separable(x, train=train)
         if self.downsample:
-            x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding="SAME")  # [N, H / 2, W / 2, C]
+            x = ops.max_pool(x, 3, strides=2, implementation=self.implementation)  # [N, H / 2, W / 2, C]
         if not self.residual:
             return x
-        return x + (self.shortcut(shortcut, train=train) if self.downsample else shortcut)
+        if self.downsample:
+            with jax.named_scope("shortcut"):
+                shortcut = self.shortcut(shortcut, train=train)  # [N, H / 2, W / 2, C]
+        return x + shortcut
 
 
 class Xception(nnx.Module):
@@ -139,7 +166,7 @@ class Xception(nnx.Module):
             group_size=config.bn_group_size,
             dtype=dtype,
         )
-        shared = {"norm": norm, "dtype": dtype, "rngs": rngs}
+        shared = {"norm": norm, "implementation": config.implementation, "dtype": dtype, "rngs": rngs}
         separable = functools.partial(
             SeparableConvBN,
             segments=config.segments,
@@ -187,15 +214,47 @@ class Xception(nnx.Module):
             raise ValueError(
                 f"images of {x.shape[1:3]} pixels are too small: need {least}, or stem_padding 'SAME'"
             )
-        for conv in self.stem:
-            x = jax.nn.relu(conv(x, train=train))  # 299: [N, 149, 149, 32], [N, 147, 147, 64]
-        for module in self.entry:
-            x = module(x, train=train)  # 299: [N, 74, 74, 128], [N, 37, 37, 256], [N, 19, 19, 728]
-        for module in self.middle:
-            x = module(x, train=train)  # 299: [N, 19, 19, 728]
-        x = self.exit(x, train=train)  # 299: [N, 10, 10, 1024]
-        for separable in self.final:
-            x = jax.nn.relu(separable(x, train=train))  # 299: [N, 10, 10, 1536], [N, 10, 10, 2048]
+        for i, conv in enumerate(self.stem):
+            with jax.named_scope(f"stem_{i}"):
+                x = jax.nn.relu(conv(x, train=train))  # 299: [N, 149, 149, 32], [N, 147, 147, 64]
+        for i, module in enumerate(self.entry):
+            with jax.named_scope(f"entry_{i}"):
+                x = self._module(module, x, train)  # 299: [N, 74, 74, 128], [N, 37, 37, 256], [N, 19, 19, 728]
+        if self.config.scan_middle and len(self.middle):
+            x = self._scan_middle(x, train)  # 299: [N, 19, 19, 728]
+        else:
+            for i, module in enumerate(self.middle):
+                with jax.named_scope(f"middle_{i}"):
+                    x = self._module(module, x, train)  # 299: [N, 19, 19, 728]
+        with jax.named_scope("exit"):
+            x = self._module(self.exit, x, train)  # 299: [N, 10, 10, 1024]
+        for i, separable in enumerate(self.final):
+            with jax.named_scope(f"final_{i}"):
+                x = jax.nn.relu(separable(x, train=train))  # 299: [N, 10, 10, 1536], [N, 10, 10, 2048]
+        return x
+
+    def _module(self, module: Module, x: jax.Array, train: bool) -> jax.Array:
+        """One of modules 2-13, float[N, h, w, C] -> its output."""
+        if self.config.remat:
+            return nnx.remat(lambda module, x: module(x, train=train))(module, x)
+        return module(x, train=train)
+
+    def _scan_middle(self, x: jax.Array, train: bool) -> jax.Array:
+        """The middle flow as a loop over its modules' stacked variables."""
+        graphdefs, *states = zip(
+            *(nnx.split(module, nnx.Param, nnx.BatchStat) for module in self.middle), strict=True
+        )
+        stacked = [jax.tree.map(lambda *leaves: jnp.stack(leaves), *state) for state in states]  # [blocks, ...]
+
+        def body(x, state):
+            module = nnx.merge(graphdefs[0], *state)
+            x = self._module(module, x, train)
+            return x, nnx.state(module, nnx.BatchStat)
+
+        with jax.named_scope("middle"):
+            x, statistics = jax.lax.scan(body, x, tuple(stacked))
+        for i, module in enumerate(self.middle):
+            nnx.update(module, jax.tree.map(lambda leaf, i=i: leaf[i], statistics))
         return x
 
     def _smallest_size(self) -> int:

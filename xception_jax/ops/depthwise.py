@@ -12,9 +12,18 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-Pairs = tuple[tuple[int, int], tuple[int, int]]
-
-IMPLEMENTATIONS = ("xla", "shift")
+from xception_jax.ops.windows import (
+    Pair,
+    Pairs,
+    accumulator,
+    choose,
+    output_size,
+    pad,
+    pad_pairs,
+    pair,
+    shifted,
+    taps,
+)
 
 
 def depthwise_conv(
@@ -50,20 +59,13 @@ def depthwise_conv(
         raise ValueError(
             f"depthwise_conv needs x [N, H, W, C] and kernel [kh, kw, 1, C]; got {x.shape} and {kernel.shape}"
         )
-    if implementation is None:
-        implementation = "shift" if jax.default_backend() == "cpu" else "xla"
-    strides = (strides, strides) if isinstance(strides, int) else tuple(strides)
-    if isinstance(padding, str):
-        padding = lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)
-    padding = tuple((int(low), int(high)) for low, high in padding)
-    if implementation == "xla":
-        return _xla(x, kernel, strides, padding)
-    if implementation == "shift":
-        return _shift(x, kernel, strides, padding)
-    raise ValueError(f"implementation={implementation!r}: choose one of {IMPLEMENTATIONS} or None")
+    strides = pair(strides)
+    padding = pad_pairs(x.shape[1:3], kernel.shape[:2], strides, padding)
+    apply = _shift if choose(implementation) == "shift" else _xla
+    return apply(x, kernel, strides, padding)
 
 
-def _xla(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding: Pairs) -> jax.Array:
+def _xla(x: jax.Array, kernel: jax.Array, strides: Pair, padding: Pairs) -> jax.Array:
     return lax.conv_general_dilated(
         x,
         kernel,
@@ -74,70 +76,83 @@ def _xla(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding: Pai
     )
 
 
-def _taps(padded: jax.Array, kernel_size: tuple[int, int], strides: tuple[int, int], out: tuple[int, int]):
-    """Yields (i, j, the part of `padded` that tap (i, j) meets), each part [N, H', W', C]."""
-    n, _, _, c = padded.shape
-    (rows, cols), (sh, sw) = out, strides
-    for i in range(kernel_size[0]):
-        for j in range(kernel_size[1]):
-            end = (n, i + (rows - 1) * sh + 1, j + (cols - 1) * sw + 1, c)
-            yield i, j, lax.slice(padded, (0, i, j, 0), end, (1, sh, sw, 1))  # [N, H', W', C]
-
-
-def _pad(x: jax.Array, padding: Pairs, dilation: tuple[int, int] = (1, 1)) -> jax.Array:
-    """Pads rows and columns with zeros and puts `dilation - 1` zeros between them; negative pads crop."""
-    (top, bottom), (left, right) = padding
-    config = ((0, 0, 0), (top, bottom, dilation[0] - 1), (left, right, dilation[1] - 1), (0, 0, 0))
-    return lax.pad(x, jnp.zeros((), x.dtype), config)
-
-
-def _accumulator(dtype: jnp.dtype) -> jnp.dtype:
-    """float32 for narrower types, else the type itself."""
-    return jnp.dtype(jnp.float32) if dtype.itemsize < 4 else dtype
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _shift(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding: Pairs) -> jax.Array:
-    size = kernel.shape[:2]
-    out = tuple(
-        (n + sum(pads) - k) // s + 1 for n, pads, k, s in zip(x.shape[1:3], padding, size, strides, strict=True)
-    )
-    if min(out) < 1:
-        raise ValueError(f"kernel {size} is larger than the padded input {x.shape} with padding {padding}")
-    accumulator = _accumulator(x.dtype)
-    weights = kernel[:, :, None, None].astype(accumulator)  # [kh, kw, 1, 1, 1, C]
+def _shift(x: jax.Array, kernel: jax.Array, strides: Pair, padding: Pairs) -> jax.Array:
+    out = output_size(x.shape[1:3], kernel.shape[:2], strides, padding)
+    return _weighted_sum(pad(x, padding), kernel, strides, out)
+
+
+def _weighted_sum(padded: jax.Array, kernel: jax.Array, strides: Pair, out: Pair) -> jax.Array:
+    """Shifted copies of `padded` times the kernel's taps; XLA makes one loop of it."""
+    dtype = accumulator(padded.dtype)
+    weights = kernel.astype(dtype)
     products = (
-        part.astype(accumulator) * weights[i, j] for i, j, part in _taps(_pad(x, padding), size, strides, out)
+        shifted(padded, (i, j), strides, out).astype(dtype) * weights[i, j][None, None]
+        for i, j in taps(kernel.shape[:2])
     )
-    return functools.reduce(jnp.add, products).astype(x.dtype)  # [N, H', W', C]
+    return functools.reduce(jnp.add, products).astype(padded.dtype)  # [N, H', W', C]
+
+
+def _blocks(rows: int) -> tuple[int, int]:
+    """(rows in a block, blocks) with 6 to 10 rows in a block where there are as many, and few left over."""
+    size = min(range(min(rows, 6), min(rows, 10) + 1), key=lambda size: (-(-rows // size) * size, -size))
+    return size, -(-rows // size)
 
 
 def _shift_forward(x, kernel, strides, padding):
-    return _shift(x, kernel, strides, padding), (x, kernel)
+    """Keeps the padded input, which is in memory anyway, with rows below that fill the last block."""
+    out = output_size(x.shape[1:3], kernel.shape[:2], strides, padding)
+    size, count = _blocks(out[0])
+    (top, bottom), columns = padding
+    padded = pad(x, ((top, bottom + (size * count - out[0]) * strides[0]), columns))
+    return _weighted_sum(padded, kernel, strides, out), (padded, kernel)
 
 
 def _shift_backward(strides, padding, residuals, dy):
-    """The input's gradient is the same operation with the flipped kernel on the dilated output gradient;
-    the kernel's gradient is one reduction over batch and space for each tap."""
-    x, kernel = residuals
-    size, out = kernel.shape[:2], dy.shape[1:3]
+    """The input's gradient is the same operation with the flipped kernel on the dilated output gradient."""
+    padded, kernel = residuals
+    window, out = kernel.shape[:2], dy.shape[1:3]
+    size, count = _blocks(out[0])
+    missing = size * count - out[0]
+    spare = (missing * strides[0], 0)
+    image = [n - sum(p) - m for n, p, m in zip(padded.shape[1:3], padding, spare, strict=True)]
 
     # Full correlation: pad so that a stride-1 pass over the dilated dy has the input's height and width.
-    low = tuple(k - 1 - pads[0] for k, pads in zip(size, padding, strict=True))
-    high = tuple(
-        n + pads[0] - (o - 1) * s - 1 for n, pads, o, s in zip(x.shape[1:3], padding, out, strides, strict=True)
+    (top, bottom), (left, right) = (
+        (k - 1 - p[0], n + p[0] - (o - 1) * s - 1)
+        for n, k, p, o, s in zip(image, window, padding, out, strides, strict=True)
     )
-    dilated = _pad(dy, ((low[0], high[0]), (low[1], high[1])), strides)
-    dx = _shift(dilated, kernel[::-1, ::-1], (1, 1), ((0, 0), (0, 0)))  # [N, H, W, C]
+    share = strides == (1, 1) and top >= 0 and left >= 0 and min(bottom, right) >= 0
+    dilated = pad(dy, ((top, bottom + missing * share), (left, right)), dilation=strides)
+    dx = _weighted_sum(dilated, kernel[::-1, ::-1], (1, 1), tuple(image))  # [N, H, W, C]
 
-    accumulator = _accumulator(x.dtype)
-    dy = dy.astype(accumulator)
-    sums = [
-        jnp.sum(part.astype(accumulator) * dy, axis=(0, 1, 2))  # [C]
-        for _, _, part in _taps(_pad(x, padding), size, strides, out)
-    ]
-    dkernel = jnp.stack(sums).reshape(kernel.shape)  # [kh, kw, 1, C]
-    return dx.astype(x.dtype), dkernel.astype(kernel.dtype)
+    if share:  # one padded copy of dy serves both gradients
+        rows, first = dilated, (top, left)
+    else:
+        rows, first = pad(dy, ((0, missing), (0, 0))), (0, 0)
+    dkernel = _kernel_gradient(padded, rows, first, window, strides, (size, count, out[1]))
+    return dx.astype(padded.dtype), dkernel.astype(kernel.dtype)
+
+
+def _kernel_gradient(padded, dy, first, window, strides, blocks):
+    """Sums shifted(padded) * dy over batch and space for each tap -> [kh, kw, 1, C].
+
+    First over the rows of equal place in their block, in one loop with C in the vector registers, which leaves
+    the [N, blocks, W', C] numbers that a matrix product with ones adds up: XLA's CPU backend is far slower
+    at one long reduction. `first` is the place of dy's first row and column in the array given as `dy`.
+    """
+    size, count, columns = blocks
+    dtype = accumulator(padded.dtype)
+    sums = []
+    for i, j in taps(window):
+        total = 0
+        for r in range(0, size * count, count):
+            part = shifted(padded, (i + r * strides[0], j), strides, (count, columns))
+            rows = shifted(dy, (first[0] + r, first[1]), (1, 1), (count, columns))
+            total += part.astype(dtype) * rows.astype(dtype)  # [N, blocks, W', C]
+        total = total.reshape(-1, total.shape[-1])
+        sums.append(jnp.dot(jnp.ones(len(total), dtype), total, precision=lax.Precision.HIGHEST))  # [C]
+    return jnp.stack(sums).reshape(*window, 1, -1)  # [kh, kw, 1, C]
 
 
 _shift.defvjp(_shift_forward, _shift_backward)
