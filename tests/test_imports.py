@@ -7,7 +7,8 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 LEAVES = {
-    "ops", "data", "optim", "metrics", "state", "checkpoint", "plots", "writers", "interrupt", "errors",
+    "ops", "data", "optim", "metrics", "state", "checkpoint", "plots", "writers", "interrupt", "memory",
+    "errors",
 }  # fmt: skip
 LOOP = LEAVES | {"models", "step", "config", "workdir", "experiment", "loop", "trained"}
 ALLOWED = {

@@ -6,7 +6,7 @@ import pathlib
 
 import jax
 
-from xception_jax import config, experiment, loop, state, step, trained, workdir
+from xception_jax import config, experiment, loop, memory, state, step, trained, workdir
 from xception_jax.models import Preprocessing
 
 
@@ -21,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Prints the checkpoint's step, and loss, top-1 and top-5 of each set of weights."""
     loop.use_compilation_cache()
+    memory.keep_freed_memory()
     recipe = workdir.read_recipe(arguments.workdir)
     values = recipe.model_dump()
     if arguments.batch_size is not None:

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from xception_jax.ops.windows import accumulator
+
 
 def normalize(
     x: jax.Array, scale: jax.Array, bias: jax.Array, *, epsilon: float, dtype: jnp.dtype
@@ -34,7 +36,7 @@ def normalize(
 
 
 def _wide(x: jax.Array) -> jax.Array:
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return x.astype(accumulator(x.dtype))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnames=("epsilon", "dtype"))

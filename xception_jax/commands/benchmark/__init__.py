@@ -2,6 +2,7 @@
 
 import argparse
 
+from xception_jax import memory
 from xception_jax.commands.benchmark import op, step, table
 
 BENCHMARKS = {"step": step, "op": op, "table": table}
@@ -16,4 +17,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Runs the benchmark that was asked for."""
+    memory.keep_freed_memory()  # as training does
     BENCHMARKS[arguments.benchmark].run(arguments)

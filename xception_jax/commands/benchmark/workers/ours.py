@@ -7,6 +7,7 @@ import time
 
 import jax
 
+from xception_jax import memory
 from xception_jax.commands.benchmark import workload
 
 
@@ -21,6 +22,7 @@ def main() -> None:
     options["settings"] = {
         key: tuple(v) if isinstance(v, list) else v for key, v in settings.items()
     }  # as in JSON
+    memory.keep_freed_memory()
     step = workload.Step(workload.Workload(**options), mode)
     for _ in range(workload.WARM_UP):
         step()
