@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import reference
 from xception_jax import ops
 
 GRID = [
@@ -25,53 +26,6 @@ EXPLICIT = [
     ((2, 2), (7, 7), 1, ((9, 3), (4, 8))),
 ]
 SMALL = [((2, 1), (5, 5), 1, "SAME"), ((1, 3), (3, 3), 2, "SAME")]
-
-
-def pixel_pairs(size, kernel, strides, padding):
-    """((top, bottom), (left, right)) of a padding rule; "SAME" gives ceil(size / stride) outputs."""
-    if padding == "VALID":
-        return ((0, 0), (0, 0))
-    if padding != "SAME":
-        return padding
-    total = [max((-(-n // s) - 1) * s + k - n, 0) for n, k, s in zip(size, kernel, strides, strict=True)]
-    return tuple((t // 2, t - t // 2) for t in total)
-
-
-def windows(padded, kernel, strides):
-    """Yields (output row, output column, slices of the input rows and columns that it reads)."""
-    counts = [(n - k) // s + 1 for n, k, s in zip(padded.shape[1:3], kernel, strides, strict=True)]
-    for row, col in itertools.product(*map(range, counts)):
-        top, left = row * strides[0], col * strides[1]
-        yield row, col, (slice(None), slice(top, top + kernel[0]), slice(left, left + kernel[1]))
-
-
-def pad(x, pairs):
-    return np.pad(x, ((0, 0), *pairs, (0, 0)))
-
-
-def reference_conv(x, kernel, strides, pairs):
-    """A regular convolution: every output pixel is its window times the kernel[kh, kw, in, out]."""
-    padded, out = pad(x, pairs), {}
-    for row, col, window in windows(padded, kernel.shape[:2], strides):
-        out[row, col] = np.einsum("nijc,ijcd->nd", padded[window], kernel)
-    rows, cols = np.max(list(out), axis=0) + 1
-    return np.stack(list(out.values()), axis=1).reshape(len(x), rows, cols, -1)
-
-
-def reference_depthwise(x, kernel, strides, pairs):
-    return reference_conv(x, np.einsum("ijc,cd->ijcd", kernel[:, :, 0], np.eye(x.shape[-1])), strides, pairs)
-
-
-def reference_gradients(x, kernel, strides, pairs, dy):
-    """Adjoints: every output pixel sends dy * kernel to its window, and dy * window to the kernel."""
-    padded = pad(x, pairs)
-    dx, dkernel = np.zeros_like(padded), np.zeros_like(kernel)
-    for row, col, window in windows(padded, kernel.shape[:2], strides):
-        pixel = dy[:, row, col][:, None, None]
-        dx[window] += pixel * kernel[:, :, 0]
-        dkernel[:, :, 0] += np.sum(padded[window] * pixel, axis=0)
-    (top, _), (left, _) = pairs
-    return dx[:, top : top + x.shape[1], left : left + x.shape[2]], dkernel
 
 
 def value_and_gradients(x, kernel, dy, **options):
@@ -93,14 +47,14 @@ class TestImplementations:
         x = rng.normal(size=(2, *size, 3))
         kernel = rng.normal(size=(*kernel_size, 1, 3))
         steps = (strides, strides) if isinstance(strides, int) else strides
-        pairs = pixel_pairs(size, kernel_size, steps, padding)
-        expected = reference_depthwise(x, kernel, steps, pairs)
+        pairs = reference.pixel_pairs(size, kernel_size, steps, padding)
+        expected = reference.depthwise_conv(x, kernel, steps, pairs)
         dy = rng.normal(size=expected.shape)
         options = {"strides": strides, "padding": padding, "implementation": implementation}
         with jax.enable_x64(True):
             y, dx, dkernel = value_and_gradients(x, kernel, dy, **options)
         assert y.dtype == dx.dtype == dkernel.dtype == np.float64
-        expected_dx, expected_dkernel = reference_gradients(x, kernel, steps, pairs, dy)
+        expected_dx, expected_dkernel = reference.depthwise_gradients(x, kernel, steps, pairs, dy)
         np.testing.assert_allclose(y, expected, rtol=1e-12, atol=1e-12)
         np.testing.assert_allclose(dx, expected_dx, rtol=1e-12, atol=1e-12)
         np.testing.assert_allclose(dkernel, expected_dkernel, rtol=1e-12, atol=1e-12)
@@ -122,8 +76,8 @@ class TestImplementations:
         x = jnp.asarray(rng.normal(size=(2, 9, 8, 3)), jnp.bfloat16)
         kernel = jnp.asarray(rng.normal(size=(3, 3, 1, 3)), jnp.bfloat16)
         y = ops.depthwise_conv(x, kernel, strides=2, implementation=implementation)
-        pairs = pixel_pairs((9, 8), (3, 3), (2, 2), "SAME")
-        exact = reference_depthwise(np.asarray(x, np.float64), np.asarray(kernel, np.float64), (2, 2), pairs)
+        pairs = reference.pixel_pairs((9, 8), (3, 3), (2, 2), "SAME")
+        exact = reference.depthwise_conv(np.asarray(x, np.float64), np.asarray(kernel, np.float64), (2, 2), pairs)
         np.testing.assert_allclose(np.asarray(y, np.float64), exact, rtol=2**-8, atol=1e-5)
 
     @pytest.mark.parametrize(
@@ -195,8 +149,8 @@ def test_segmented_conv_is_a_dense_conv_with_block_diagonal_kernel(shapes, paddi
     kernels = [rng.normal(size=(3, 3, *shape)) for shape in shapes]
     with jax.enable_x64(True):
         y = ops.segmented_conv(jnp.asarray(x), [jnp.asarray(kernel) for kernel in kernels], padding=padding)
-    pairs = pixel_pairs((6, 5), (3, 3), (1, 1), padding)
-    expected = reference_conv(x, block_diagonal(kernels), (1, 1), pairs)
+    pairs = reference.pixel_pairs((6, 5), (3, 3), (1, 1), padding)
+    expected = reference.conv(x, block_diagonal(kernels), (1, 1), pairs)
     np.testing.assert_allclose(y, expected, rtol=1e-12, atol=1e-12)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tests import reference
 from xception_jax.layers import BatchNorm
 
 EPSILON, MOMENTUM = 1e-2, 0.9
@@ -13,16 +14,9 @@ EPSILON, MOMENTUM = 1e-2, 0.9
 
 def normalize(x, scale, bias, group_size=None):
     """(y, means [G, C], variances [G, C]) of consecutive groups of images, all in float64."""
-    groups = np.asarray(x, np.float64).reshape(-1, group_size or len(x), *x.shape[1:])
-    outputs, means, variances = [], [], []
-    for group in groups:
-        rows = group.reshape(-1, x.shape[-1])
-        mean = rows.sum(0) / len(rows)
-        var = ((rows - mean) ** 2).sum(0) / len(rows)
-        outputs.append((group - mean) / np.sqrt(var + EPSILON) * scale + bias)
-        means.append(mean)
-        variances.append(var)
-    return np.concatenate(outputs), np.array(means), np.array(variances)
+    groups = x.reshape(-1, group_size or len(x), *x.shape[1:])
+    y, means, variances = reference.normalize(groups, scale, bias, EPSILON)
+    return y.reshape(x.shape), means, variances
 
 
 def random_layer(channels=3, *, seed=0, **options):
@@ -88,16 +82,6 @@ def test_bfloat16_rounds_the_output_only(train):
         np.testing.assert_array_equal(getattr(layer, name)[...], getattr(exact, name)[...])
 
 
-def numeric_gradient(function, value, step=1e-5):
-    """Central differences of a scalar function, in float64."""
-    gradient = np.zeros_like(value)
-    for index in np.ndindex(value.shape):
-        shift = np.zeros_like(value)
-        shift[index] = step
-        gradient[index] = (function(value + shift) - function(value - shift)) / (2 * step)
-    return gradient
-
-
 @pytest.mark.parametrize("group_size", [None, 2])
 def test_training_gradients_equal_central_differences(group_size):
     layer, start = random_layer(group_size=group_size)
@@ -117,9 +101,9 @@ def test_training_gradients_equal_central_differences(group_size):
     d_params, dx = jax.grad(model_loss, argnums=(0, 1))(params, jnp.asarray(x))
     x = x.astype(np.float64)
     for gradient, expected in (
-        (dx, numeric_gradient(lambda value: loss(value, scale, bias), x)),
-        (d_params["scale"][...], numeric_gradient(lambda value: loss(x, value, bias), scale)),
-        (d_params["bias"][...], numeric_gradient(lambda value: loss(x, scale, value), bias)),
+        (dx, reference.numeric_gradient(lambda value: loss(value, scale, bias), x)),
+        (d_params["scale"][...], reference.numeric_gradient(lambda value: loss(x, value, bias), scale)),
+        (d_params["bias"][...], reference.numeric_gradient(lambda value: loss(x, scale, value), bias)),
     ):
         np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-4)
 
