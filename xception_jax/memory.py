@@ -23,4 +23,5 @@ def keep_freed_memory() -> bool:
         return False
     mallopt = ctypes.CDLL(None).mallopt
     settings = {_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: -1, _M_ARENA_MAX: 1}
-    return all([mallopt(name, value) for name, value in settings.items()])
+    results = [mallopt(name, value) for name, value in settings.items()]
+    return all(results)

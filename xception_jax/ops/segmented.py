@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
+from xception_jax.ops.convolution import conv
 from xception_jax.ops.depthwise import depthwise_conv
 
 
@@ -42,7 +42,7 @@ def segmented_conv(
       x: features, float[N, H, W, C].
       kernels: one array for each (count, width) of `partition(C, segments)`, float[kh, kw, width, count * width].
       padding: "SAME" or "VALID".
-      implementation: of `depthwise_conv`, which does the segments one channel wide.
+      implementation: of `conv`, and of `depthwise_conv`, which does the segments one channel wide.
 
     Returns:
       float[N, H', W', C].
@@ -60,14 +60,6 @@ def segmented_conv(
         if kernel.shape[2] == 1:
             outputs.append(depthwise_conv(part, kernel, padding=padding, implementation=implementation))
         else:
-            outputs.append(
-                lax.conv_general_dilated(
-                    part,
-                    kernel,
-                    (1, 1),
-                    padding,
-                    dimension_numbers=("NHWC", "HWIO", "NHWC"),
-                    feature_group_count=size // kernel.shape[2],
-                )
-            )
+            groups = size // kernel.shape[2]
+            outputs.append(conv(part, kernel, padding=padding, groups=groups, implementation=implementation))
     return outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, axis=-1)  # [N, H', W', C]
