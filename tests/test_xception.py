@@ -189,9 +189,22 @@ def keras_results(keras, images, labels):
     return weights, Results(logits, loss, named)
 
 
-def our_results(weights, images, labels, dtype):
+@functools.partial(jax.jit, static_argnums=0)
+def evaluate_and_train(graph, params, stats, images, labels):
+    """((training loss, (evaluation logits, moved statistics)), gradient)."""
+
+    def step(params):
+        model = nnx.merge(graph, params, stats, copy=True)
+        logits = model(images)
+        loss = cross_entropy(model(images, train=True), labels)
+        return loss, (logits, nnx.state(model, nnx.BatchStat))
+
+    return jax.value_and_grad(step, has_aux=True)(params)
+
+
+def our_results(weights, images, labels, dtype, implementation):
     """The same by our package, from the same weights."""
-    model = abstract(num_classes=10, dropout=0.0, dtype=dtype)
+    model = abstract(num_classes=10, dropout=0.0, dtype=dtype, implementation=implementation)
     graph, *states = nnx.split(model, nnx.Param, nnx.BatchStat)
     names = keras_names()
 
@@ -203,13 +216,8 @@ def our_results(weights, images, labels, dtype):
         for state in states
     )
 
-    def step(params, stats):
-        model = nnx.merge(graph, params, stats, copy=True)
-        logits = model(jnp.asarray(images, dtype))
-        loss = cross_entropy(model(jnp.asarray(images, dtype), train=True), labels)
-        return loss, (logits, nnx.state(model, nnx.BatchStat))
-
-    (loss, (logits, moved)), gradient = jax.jit(jax.value_and_grad(step, has_aux=True))(params, stats)
+    images = jnp.asarray(images, dtype)
+    (loss, (logits, moved)), gradient = evaluate_and_train(graph, params, stats, images, labels)
     flat = [*nnx.to_flat_state(gradient), *nnx.to_flat_state(moved)]
     arrays = {names[dotted(path)]: np.asarray(variable[...]) for path, variable in flat}
     return Results(logits, loss, {path: array.reshape(weights[path].shape) for path, array in arrays.items()})
@@ -224,13 +232,20 @@ class Results(NamedTuple):
 
 
 @contextlib.contextmanager
-def double_precision(keras):
-    """Our package and Keras with float64 wherever they say float32."""
+def float64():
+    """Our package with float64 wherever it says float32."""
     wide = types.SimpleNamespace(**{**vars(jnp), "float32": jnp.float64})
     with jax.enable_x64(True), pytest.MonkeyPatch.context() as patch:
         for name, module in list(sys.modules.items()):
             if name.startswith("xception_jax.") and getattr(module, "jnp", None) is jnp:
                 patch.setattr(module, "jnp", wide)
+        yield
+
+
+@contextlib.contextmanager
+def keras_float64(keras):
+    """Keras with float64 wherever it says float32."""
+    with pytest.MonkeyPatch.context() as patch:
         # On JAX, Keras replaces float64 by float32 wherever it resolves a type, and so in BatchNormalization.
         patch.setitem(keras.src.backend.common.dtypes.BIT64_TO_BIT32_DTYPE, "float64", "float64")
         keras.config.set_floatx("float64")
@@ -257,12 +272,20 @@ def results():
     patches = rng.uniform(-1, 1, (2, 3, 3, 3)).repeat(32, axis=1).repeat(32, axis=2)
     images = (patches + rng.normal(0, 0.3, patches.shape)).astype(np.float32)
     labels = np.array([3, 8], np.int32)
-    with double_precision(keras):
+    with float64(), keras_float64(keras):
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
             weights, reference = keras_results(keras, images.astype(np.float64), labels)
-        double = our_results(weights, images, labels, "float64")
-    single = our_results(weights, images, labels, "float32")
-    return types.SimpleNamespace(weights=weights, keras=reference, single=single, double=double)
+        double, double_xla = (our_results(weights, images, labels, "float64", name) for name in ("shift", "xla"))
+    single = our_results(weights, images, labels, "float32", "shift")
+    return types.SimpleNamespace(
+        weights=weights, keras=reference, single=single, double=double, double_xla=double_xla
+    )
+
+
+def by_precision(single, double):
+    """One tolerance for float32 and one for float64, which both implementations must meet."""
+    cases = [("single", single), ("double", double), ("double_xla", double)]
+    return pytest.mark.parametrize(("precision", "tolerance"), cases)
 
 
 @pytest.mark.xdist_group("parity")  # its fixture takes a minute
@@ -281,7 +304,7 @@ class TestParityWithKeras:
         assert sorted(names.values()) == sorted(results.weights)
         assert set(names) == {dotted(path) for path, _ in nnx.to_flat_state(nnx.state(abstract()))}
 
-    @pytest.mark.parametrize(("precision", "tolerance"), [("single", 1e-5), ("double", 1e-12)])
+    @by_precision(1e-5, 1e-12)
     def test_evaluation_logits(self, results, precision, tolerance):
         ours, theirs = np.asarray(getattr(results, precision).logits), np.asarray(results.keras.logits)
         error = np.max(np.abs(ours - theirs)) / np.max(np.abs(theirs))
@@ -289,13 +312,13 @@ class TestParityWithKeras:
         assert error < tolerance, message
         assert distance(theirs[:1], theirs[1:]) > 0.05, "the two images must not look the same to the network"
 
-    @pytest.mark.parametrize(("precision", "tolerance"), [("single", 1e-5), ("double", 1e-12)])
+    @by_precision(1e-5, 1e-12)
     def test_training_loss(self, results, precision, tolerance):
         error = distance(getattr(results, precision).loss, results.keras.loss)
         print(message := f"training loss, {precision}: {error:.1e}")
         assert error < tolerance, message
 
-    @pytest.mark.parametrize(("precision", "tolerance"), [("single", 1e-4), ("double", 1e-10)])
+    @by_precision(1e-4, 1e-10)
     def test_how_far_each_batch_statistic_moves(self, results, precision, tolerance):
         ours = getattr(results, precision).arrays
         errors = {
@@ -307,7 +330,7 @@ class TestParityWithKeras:
         print(message := f"{len(errors)} statistics, {precision}: at most {errors[worst]:.1e} ({worst})")
         assert len(errors) == 80 and errors[worst] < tolerance, message
 
-    @pytest.mark.parametrize(("precision", "tolerance"), [("single", 0.1), ("double", 1e-9)])
+    @by_precision(0.1, 1e-9)
     def test_every_gradient(self, results, precision, tolerance):
         errors = {
             path: distance(getattr(results, precision).arrays[path], gradient)
@@ -458,6 +481,68 @@ class TestContract:
             lambda images: create_model("xception", **TINY | config).features(images), images
         )
         assert features.shape == (2, side, side, 14)
+
+
+@functools.cache
+def double_step(**options):
+    """{path: array} of `evaluate_and_train` on the tiny model with two identity modules, in float64."""
+    with float64():
+        model = tiny(dropout=0.0, middle_blocks=2, dtype="float64", **options)
+        graph, *states = nnx.split(model, nnx.Param, nnx.BatchStat)
+        params, stats = jax.tree.map(lambda array: array.astype(jnp.float64), states)
+        results = evaluate_and_train(graph, params, stats, tiny_images().astype(jnp.float64), jnp.arange(8) % 5)
+    return {jax.tree_util.keystr(path): array for path, array in jax.tree_util.tree_leaves_with_path(results)}
+
+
+@functools.cache
+def lowered(**options):
+    """`evaluate_and_train` of the tiny model with eight identity modules."""
+    model = abstract(**TINY | {"dropout": 0.0, "middle_blocks": 8, "implementation": "xla"} | options)
+    labels = jax.ShapeDtypeStruct((8,), jnp.int32)
+    return evaluate_and_train.lower(*nnx.split(model, nnx.Param, nnx.BatchStat), tiny_images(), labels)
+
+
+class TestWaysToComputeTheSame:
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {},
+            {"implementation": "xla", "remat": True},
+            {"implementation": "xla", "scan_middle": True},
+            {"implementation": "xla", "scan_middle": True, "remat": True},
+        ],
+        ids=str,
+    )
+    def test_logits_loss_gradients_and_statistics_stay(self, options):
+        """Only the order of sums may change; "xla" without options is compared with Keras."""
+        expected, actual = double_step(implementation="xla"), double_step(**options)
+        assert actual.keys() == expected.keys()
+        for path, array in actual.items():
+            assert array.dtype == np.float64, path
+            assert distance(array, expected[path]) < 1e-12, path
+
+    def test_scan_compiles_one_identity_module(self):
+        """The program with eight of them is little longer than the one with two, and shorter than without."""
+        loop, short_loop, plain = (
+            len(lowered(**options).as_text().splitlines())
+            for options in ({"scan_middle": True}, {"scan_middle": True, "middle_blocks": 2}, {})
+        )
+        assert loop < 0.7 * plain and loop - short_loop < 0.2 * plain, (loop, short_loop, plain)
+
+    def test_remat_in_a_scan_keeps_less_in_memory(self):
+        """XLA's CPU backend merges the two computations of a module that stand in one program, so on CPU remat
+        alone saves nothing; those in two loops it cannot merge."""
+        kept, computed_again = (
+            lowered(scan_middle=True, remat=remat).compile().memory_analysis().temp_size_in_bytes
+            for remat in (False, True)
+        )
+        assert computed_again < 0.75 * kept, (computed_again, kept)
+
+    def test_an_empty_middle_flow_needs_no_scan(self):
+        model = nnx.eval_shape(
+            lambda: create_model("xception", **TINY | {"middle_blocks": 0, "scan_middle": True})
+        )
+        assert nnx.eval_shape(lambda model, x: model(x), model, tiny_images()).shape == (8, 5)
 
 
 class TestErrors:
