@@ -1,5 +1,6 @@
 """Benchmarks: counts against the paper and by hand, rows that make sense, a comparison with scripted peers."""
 
+import argparse
 import csv
 import dataclasses
 import functools
@@ -15,7 +16,6 @@ from jax import lax
 from xception_jax import __main__, ops
 from xception_jax.commands.benchmark import count, device, op, profiler, records, table, versus, workload
 from xception_jax.errors import TrainingError, UserError
-from xception_jax.models import xception
 
 ROOT = pathlib.Path(__file__).parent.parent
 TINY = (
@@ -64,10 +64,6 @@ def failure(benchmark, capsys):
 
 
 class TestCounts:
-    @pytest.mark.skipif(
-        "implementation" not in {field.name for field in dataclasses.fields(xception.Config)},
-        reason="the convolutions cannot be chosen",
-    )
     def test_xception_has_its_multiply_accumulates(self):
         work = dataclasses.replace(WORK, image_size=299)
         assert count.macs(workload.forward_jaxpr(work)) == 8_357_403_496
@@ -170,8 +166,10 @@ class TestOp:
         rows = benchmark("op", *TINY)
         names = [(row["layer"], row["mode"], row["implementation"]) for row in rows]
         assert names == [
-            *(("6x6x4 depthwise 3x3", name, choice) for name in op.PASSES for choice in ops.IMPLEMENTATIONS),
-            *(("6x6x4 to 4 in 2 groups 3x3 stride 2", name, "xla") for name in op.PASSES),
+            (layer, name, choice)
+            for layer in ("6x6x4 depthwise 3x3", "6x6x4 to 4 in 2 groups 3x3 stride 2")
+            for name in op.PASSES
+            for choice in ops.IMPLEMENTATIONS
         ]
         for row in rows:
             assert row["reference"] == "xla" and float(row["seconds"]) > 0
@@ -184,7 +182,14 @@ class TestOp:
         monkeypatch.setattr(count, "grouped_convs", lambda jaxpr: {layer(8): 1, layer(6): 24, layer(4): 2})
         rows = benchmark("op", *TINY, "--segments", "2", "1")
         assert {row["layer"] for row in rows} == {"6x6x4 to 4 in 2 groups 3x3", "6x6x4 to 4 in 1 groups 3x3"}
-        assert {row["implementation"] for row in rows} == {"xla", "segmented_conv"}
+        assert {row["implementation"] for row in rows} == {"xla", "shift"}
+
+    def test_shapes_are_depthwise_layers(self, benchmark):
+        rows = benchmark("op", *TINY, "--shapes", "5x4/2")
+        assert {row["layer"] for row in rows} == {"5x5x4 depthwise 3x3 stride 2"}
+        assert op.depthwise_layer("112x64/2").padding == ((0, 1), (0, 1))  # SAME, 112 -> 56
+        with pytest.raises(argparse.ArgumentTypeError, match="such as 112x64/2"):
+            op.depthwise_layer("112x64")
 
     def test_passes_are_the_values_and_gradients_of_the_convolution(self):
         """y = x k at one pixel, so that dy k and dy x are the gradients."""

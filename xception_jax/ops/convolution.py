@@ -1,6 +1,7 @@
 """Regular convolution."""
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +26,7 @@ def conv(
     kernel: jax.Array,
     *,
     strides: int | Pair = 1,
-    padding: str = "SAME",
+    padding: str | Sequence[Pair] = "SAME",
     groups: int = 1,
     implementation: str | None = None,
 ) -> jax.Array:
@@ -35,7 +36,7 @@ def conv(
       x: images or features, float[N, H, W, C].
       kernel: float[kh, kw, C / groups, features].
       strides: steps in pixels.
-      padding: "SAME" or "VALID".
+      padding: "SAME", "VALID" or ((top, bottom), (left, right)) in pixels.
       groups: contiguous parts of the channels, convolved each by itself into features / groups features.
       implementation: "xla"; "shift": one matrix product over shifted copies of x, side by side, which takes kw
         times the memory of x and is faster on CPU for the few channels of a stem; or None: "shift" on CPU,

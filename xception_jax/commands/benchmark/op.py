@@ -4,6 +4,7 @@ import argparse
 import collections
 import dataclasses
 import functools
+import re
 import time
 from collections.abc import Callable, Sequence
 
@@ -30,6 +31,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="G",
         help="instead of the layers: convolutions in G segments, at the shape that most layers have",
     )
+    parser.add_argument(
+        "--shapes",
+        type=depthwise_layer,
+        nargs="+",
+        metavar="SIZExCHANNELS/STRIDE",
+        help="instead of the layers: depthwise 3x3 convolutions of these shapes, such as 112x64/2 of MobileNet",
+    )
     records.add_argument(parser)
 
 
@@ -41,16 +49,12 @@ def run(arguments: argparse.Namespace) -> None:
     """
     records.check(arguments.csv)
     work = workload.from_arguments(arguments)
-    layers = count.grouped_convs(workload.forward_jaxpr(work))
-    if not layers:
-        raise UserError(f"--model={work.model}: with these settings it has no grouped convolution")
-    if arguments.segments:
-        layers = segmented_layers(layers, arguments.segments)
+    layers = find_layers(arguments, work)
     print(f"{work}, on {device.describe()}")
     print("each implementation in turn; xla is XLA's own grouped convolution", flush=True)
     for layer, times in layers.items():
         print(f"{layer}" + (f": {times} of the model's layers" if times else ""))
-        convs = segmented_convs(layer) if arguments.segments else layer_convs(layer)
+        convs = layer_convs(layer)
         for name in PASSES:
             rows = make_rows(work, layer, name, time_in_turn(convs, layer, name, work, arguments.rounds))
             records.append(arguments.csv, rows)
@@ -59,6 +63,26 @@ def run(arguments: argparse.Namespace) -> None:
                 share = "" if row["implementation"] == REFERENCE else f"{row['time_ratio']:.3g} of xla's time"
                 print(f"  {name:<16} {row['implementation']:<16} {ms:<46} {share}".rstrip(), flush=True)
     print(f"added to {arguments.csv}")
+
+
+def depthwise_layer(text: str) -> GroupedConv:
+    """The layer that "112x64/2" describes: 112 x 112 x 64, stride 2; for argparse."""
+    match = re.fullmatch(r"(\d+)x(\d+)/(\d+)", text)
+    size, channels, strides = (int(n) for n in match.groups()) if match else (0, 0, 0)
+    if not min(size, channels, strides):
+        raise argparse.ArgumentTypeError(f"{text!r}: write SIZExCHANNELS/STRIDE, such as 112x64/2")
+    pads = lax.padtype_to_pads((size, size), (3, 3), (strides, strides), "SAME")
+    return GroupedConv((size, size), channels, channels, (3, 3), channels, (strides, strides), tuple(pads))
+
+
+def find_layers(arguments: argparse.Namespace, work: Workload) -> collections.Counter[GroupedConv]:
+    """The layers to time and how many of them the model has."""
+    if arguments.shapes:
+        return collections.Counter(dict.fromkeys(arguments.shapes, 0))
+    layers = count.grouped_convs(workload.forward_jaxpr(work))
+    if not layers:
+        raise UserError(f"--model={work.model}: with these settings it has no grouped convolution")
+    return segmented_layers(layers, arguments.segments) if arguments.segments else layers
 
 
 def segmented_layers(
@@ -91,21 +115,16 @@ def xla_conv(layer: GroupedConv) -> Conv:
 
 
 def layer_convs(layer: GroupedConv) -> dict[str, Conv]:
-    """Each implementation of the layer: of depthwise ones all of `ops`, of others XLA's."""
-    convs = {REFERENCE: xla_conv(layer)}
+    """Each implementation of the layer, by name; XLA's is the reference."""
     if layer.depthwise:
-        for name in ops.IMPLEMENTATIONS:
-            convs[name] = functools.partial(
-                ops.depthwise_conv, strides=layer.strides, padding=layer.padding, implementation=name
-            )
-    elif layer.channels == layer.features and max(layer.strides) == 1:
-        convs |= segmented_convs(layer)
-    return convs
-
-
-def segmented_convs(layer: GroupedConv) -> dict[str, Conv]:
-    """XLA's grouped convolution, and what `ops` takes for segments."""
-    return {REFERENCE: xla_conv(layer), "segmented_conv": lambda x, kernel: ops.segmented_conv(x, [kernel])}
+        function = functools.partial(ops.depthwise_conv, padding=layer.padding)
+    else:
+        function = functools.partial(ops.conv, padding=layer.padding, groups=layer.groups)
+    return {REFERENCE: xla_conv(layer)} | {
+        name: functools.partial(function, strides=layer.strides, implementation=name)
+        for name in ops.IMPLEMENTATIONS
+        if name != REFERENCE
+    }
 
 
 # What is computed of (convolution, x, kernel, gradient of the output).

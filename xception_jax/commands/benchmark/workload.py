@@ -144,10 +144,7 @@ def _parse_setting(config: type, text: str) -> tuple[str, Any]:
 
 def forward_jaxpr(workload: Workload) -> core.Jaxpr:
     """The forward pass for one image in inference mode, with XLA's own convolutions, traced but not computed."""
-    config = models.model_class(workload.model).CONFIG
-    fields = {field.name for field in dataclasses.fields(config)}
-    reference = {"implementation": "xla"} if "implementation" in fields else {}
-    model = workload.abstract_model(**reference)
+    model = workload.abstract_model(implementation="xla")
     graphdef, params, batch_stats = state.split(model)
     size = workload.image_size
     image = jax.ShapeDtypeStruct((1, size, size, model.config.in_channels), jnp.float32)
