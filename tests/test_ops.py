@@ -111,7 +111,7 @@ def bind(function, case, implementation):
 @each_implementation
 @each_convolution
 class TestConvolutions:
-    @drawn(max_examples=24)
+    @drawn(max_examples=20)
     @given(case=cases())
     def test_values_and_gradients_equal_numpy(self, convolution, implementation, case):
         x, kernel, dy = random_problem(convolution, case)
@@ -121,7 +121,7 @@ class TestConvolutions:
             assert actual.dtype == np.float64
             np.testing.assert_allclose(actual, expected, rtol=1e-12, atol=1e-12)
 
-    @drawn(max_examples=6)
+    @drawn(max_examples=5)
     @given(case=cases())
     def test_bfloat16_rounds_the_float64_result_once(self, convolution, implementation, case):
         """Each number is off by its own rounding and by those of a sum in float32, a product at a time. Only the
@@ -181,25 +181,17 @@ UNUSUAL = [
 
 @each_implementation
 class TestMaxPool:
-    @drawn(max_examples=24)
+    @drawn(max_examples=20)
     @given(case=cases())
-    def test_values_and_gradients_equal_numpy(self, implementation, case):
-        x, dy = np.random.default_rng(0).normal(size=case.shape), ties(case)[1]
+    def test_values_equal_numpy_and_of_equal_ones_the_first_gets_the_gradient(self, implementation, case):
+        x, dy = ties(case)
         with jax.enable_x64(True):
             results = pooled(case, implementation, x, dy)
         for actual, expected in zip(results, expected_pool(case, x, dy), strict=True):
             assert actual.dtype == np.float64
             np.testing.assert_array_equal(actual, expected)
 
-    @drawn(max_examples=6)
-    @given(case=cases())
-    def test_of_equal_values_the_first_gets_the_gradient(self, implementation, case):
-        x, dy = ties(case)
-        results = pooled(case, implementation, x.astype(np.float32), dy.astype(np.float32))
-        for actual, expected in zip(results, expected_pool(case, x, dy), strict=True):
-            np.testing.assert_array_equal(actual, expected)
-
-    @drawn(max_examples=6)
+    @drawn(max_examples=5)
     @given(case=cases())
     def test_bfloat16_rounds_sums_of_gradients_only(self, implementation, case):
         x, dy = ties(case)
