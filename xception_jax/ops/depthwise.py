@@ -43,7 +43,7 @@ def depthwise_conv(
       padding: "SAME" (XLA's and TensorFlow's rule: the odd pixel goes to the end), "VALID", or explicit
         ((top, bottom), (left, right)) in pixels.
       implementation: "xla", "shift", or None: "shift" on CPU, where it was measured to be the faster
-        (results/depthwise_cpu.csv), "xla" on other platforms, where none was measured yet.
+        (results/speed.csv), "xla" on other platforms, where none was measured yet.
 
     Returns:
       float[N, H', W', C] in the dtype of `x`; "shift" accumulates in float32 or wider.

@@ -18,19 +18,23 @@ def pair(value: int | Sequence[int]) -> Pair:
 
 
 def pad_pairs(size: Pair, window: Pair, strides: Pair, padding: str | Sequence[Pair]) -> Pairs:
-    """((top, bottom), (left, right)) in pixels; "SAME" is XLA's and TensorFlow's: the odd pixel at the end."""
+    """((top, bottom), (left, right)) in pixels; "SAME" is XLA's and TensorFlow's: the odd pixel at the end.
+
+    Raises:
+      ValueError: if no window fits.
+    """
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(size, window, strides, padding)
     (top, bottom), (left, right) = padding
-    return (int(top), int(bottom)), (int(left), int(right))
+    pairs = (int(top), int(bottom)), (int(left), int(right))
+    if min(output_size(size, window, strides, pairs)) < 1:
+        raise ValueError(f"window {window} is larger than the input of {size} with padding {pairs}")
+    return pairs
 
 
 def output_size(size: Pair, window: Pair, strides: Pair, padding: Pairs) -> Pair:
-    """Rows and columns of windows that fit; ValueError if none does."""
-    out = tuple((n + sum(p) - k) // s + 1 for n, p, k, s in zip(size, padding, window, strides, strict=True))
-    if min(out) < 1:
-        raise ValueError(f"window {window} is larger than the input of {size} with padding {padding}")
-    return out
+    """Rows and columns of windows that fit."""
+    return tuple((n + sum(p) - k) // s + 1 for n, p, k, s in zip(size, padding, window, strides, strict=True))
 
 
 def pad(x: jax.Array, padding: Pairs, *, value: float = 0, dilation: Pair = (1, 1)) -> jax.Array:
