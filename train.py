@@ -88,10 +88,12 @@ def main(_: list[str]) -> None:
     """Trains, and says what the run left and how to go on."""
     import jax
 
-    from xception_jax import errors, loop, plots, writers
+    from xception_jax import errors, loop, memory, plots, writers
 
     try:
         _connect()
+        if memory.keep_freed_memory() and jax.process_index() == 0:
+            print("memory: what a step frees is kept for the next one (mallopt)", flush=True)
         result = loop.train(_CONFIG.value, _WORKDIR.value)
     except errors.UserError as error:
         _fail(error, 2)

@@ -20,8 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Prints the checkpoint's step, and loss, top-1 and top-5 of each set of weights."""
-    loop.use_compilation_cache()
     memory.keep_freed_memory()
+    loop.use_compilation_cache()
     recipe = workdir.read_recipe(arguments.workdir)
     values = recipe.model_dump()
     if arguments.batch_size is not None:

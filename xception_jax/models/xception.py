@@ -38,8 +38,9 @@ class Config:
       bn_epsilon, bn_momentum: today's Keras values. The paper gives none; Keras had epsilon 1e-5 in 2016.
       bn_group_size: images for each set of training statistics; None = the whole batch.
       implementation: of convolutions and pooling, see `ops`; None = the fastest measured for the platform.
-      remat: keep only the input of each module for the backward pass and compute the rest again.
-      scan_middle: compile one identity module and loop over all; needs time and memory to stack them.
+      remat: keep only the input of modules 2-13 for the backward pass and compute the rest again. XLA's CPU
+        backend undoes it in jax 0.10, unless scan_middle is set too.
+      scan_middle: compile one identity module and loop over all; the loop copies what the backward pass needs.
       dtype: of the computation; parameters and statistics stay float32.
     """
 

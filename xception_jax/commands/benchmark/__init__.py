@@ -2,7 +2,6 @@
 
 import argparse
 
-from xception_jax import memory
 from xception_jax.commands.benchmark import op, step, table
 
 BENCHMARKS = {"step": step, "op": op, "table": table}
@@ -17,5 +16,4 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Runs the benchmark that was asked for."""
-    memory.keep_freed_memory()  # as training does
     BENCHMARKS[arguments.benchmark].run(arguments)

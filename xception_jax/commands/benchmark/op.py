@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import jax
 from jax import lax
 
-from xception_jax import ops
+from xception_jax import memory, ops
 from xception_jax.commands.benchmark import count, device, records, workload
 from xception_jax.commands.benchmark.count import GroupedConv
 from xception_jax.commands.benchmark.workload import Workload
@@ -47,6 +47,7 @@ def run(arguments: argparse.Namespace) -> None:
     Raises:
       UserError: for a mistake in the flags.
     """
+    memory.keep_freed_memory()  # as in training
     records.check(arguments.csv)
     work = workload.from_arguments(arguments)
     layers = find_layers(arguments, work)

@@ -4,6 +4,7 @@ import argparse
 import os
 import statistics
 
+from xception_jax import memory
 from xception_jax.commands.benchmark import count, device, profiler, records, versus, workload
 from xception_jax.errors import UserError
 
@@ -28,6 +29,7 @@ def run(arguments: argparse.Namespace) -> None:
             raise UserError("--profile: shows this package only; leave --against away")
         # JAX takes most of a GPU's memory otherwise: here, and in each of the processes that share it.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    memory.keep_freed_memory()  # as in training
     records.check(arguments.csv)
     work = workload.from_arguments(arguments)
     modes = workload.MODES if arguments.mode == "both" else (arguments.mode,)
