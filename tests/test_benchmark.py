@@ -433,3 +433,11 @@ def test_command_line(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
     assert done.stderr.startswith(f"error: --csv={tmp_path / 'none.csv'}: no such file")
+
+
+def test_the_readme_has_the_measured_tables():
+    """As `benchmark table` prints them from results/speed.csv."""
+    rows = table.latest(records.read(ROOT / "results/speed.csv"))
+    readme = (ROOT / "README.md").read_text()
+    for benchmark, columns in table.TABLES.items():
+        assert table.markdown(columns, [row for row in rows if row["benchmark"] == benchmark]) in readme

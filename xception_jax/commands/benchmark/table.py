@@ -1,6 +1,7 @@
 """Prints the measurements of a file as Markdown, the latest of each command."""
 
 import argparse
+import re
 from collections.abc import Callable, Sequence
 
 from xception_jax.commands.benchmark import records
@@ -43,7 +44,8 @@ def markdown(columns: dict[str, Callable[[Row], str]], rows: Sequence[Row]) -> s
 
 def _name(row: Row) -> str:
     library = "" if row["library"] == "xception_jax" else f"{row['library']} "
-    choice = "" if row["implementation"] in ("", "default") else f" ({row['implementation']})"
+    settings = re.search(r"--set ((?:[\w.]+=\S+ ?)+)", row["command"])
+    choice = f" ({settings[1].strip()})" if settings and not library else ""
     return f"{library}{row['model']}{choice}"
 
 
