@@ -59,9 +59,18 @@ def ratio_columns(seconds: Sequence[float], reference: Sequence[float], name: st
     return {"time_ratio": s.median, "time_ratio_low": s.low, "time_ratio_high": s.high, "reference": name}
 
 
+def format_ms(seconds: float) -> str:
+    """Milliseconds in four digits or more.
+
+    >>> format_ms(0.01234567), format_ms(27.1312)
+    ('12.35', '27,131')
+    """
+    return f"{1000 * seconds:,.4g}" if seconds < 1 else f"{1000 * seconds:,.0f}"
+
+
 def milliseconds(row: Row) -> str:
     """The time of a call for people."""
-    median, low, high = (f"{1000 * float(row[key]):,.4g}" for key in SECONDS)
+    median, low, high = (format_ms(float(row[key])) for key in SECONDS)
     return f"{median} ms (quartiles {low} to {high})"
 
 

@@ -58,7 +58,7 @@ def _device(row: Row) -> str:
 
 
 def _milliseconds(row: Row) -> str:
-    median, low, high = (f"{1000 * float(row[key]):,.4g}" for key in records.SECONDS)
+    median, low, high = (records.format_ms(float(row[key])) for key in records.SECONDS)
     return f"{median} ({low} to {high})"
 
 
@@ -80,7 +80,7 @@ def op_table(rows: Sequence[Row]) -> str:
     lines: dict[tuple[str, str], Row] = {}
     for row in rows:
         line = lines.setdefault((row["layer"], row["implementation"]), {})
-        line[row["mode"]] = f"{1000 * float(row['seconds']):,.4g} ({float(row['time_ratio']):.3g})"
+        line[row["mode"]] = f"{records.format_ms(float(row['seconds']))} ({float(row['time_ratio']):.3g})"
     table = [{"layer": layer, "implementation": name, **cells} for (layer, name), cells in lines.items()]
     columns = {key: lambda line, key=key: line.get(key, "") for key in ("layer", "implementation", *passes)}
     about = f"{first['model']}, {_images(first)}, {_device(first)}: ms (share of {first['reference']}'s time)"
