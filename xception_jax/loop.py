@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from xception_jax import config as config_lib
 from xception_jax import experiment as experiment_lib
-from xception_jax import metrics, state
+from xception_jax import memory, metrics, state
 from xception_jax import step as step_lib
 from xception_jax.checkpoint import BEST_METRIC, Checkpoints, DamagedCheckpoints
 from xception_jax.errors import TrainingError, UserError
@@ -274,6 +274,8 @@ class _Run:
             self.console.line(parameter_overview.get_parameter_overview(train_state.params, include_stats=False))
         for line in plan(self.experiment):
             self.console.line(line)
+        if memory.is_kept():
+            self.console.line("memory: what a step frees is kept for the next one (mallopt)")
         if start_step:
             self.console.line(f"continuing from step {start_step}")
 

@@ -10,6 +10,8 @@ _MMAP_MAX = (-4, 0, 65536)  # blocks that are mappings of their own
 _TRIM_THRESHOLD = (-1, -1, 128 * 1024)  # bytes free at the top of the heap before it shrinks; -1 = never
 _ARENA_MAX = (-8, 1, 0)  # heaps; 0 = eight for each core
 
+_kept = False
+
 
 def keep_freed_memory() -> bool:
     """On CPU, makes malloc keep freed memory for the next allocation instead of returning it to the system.
@@ -23,17 +25,22 @@ def keep_freed_memory() -> bool:
     """
     if platform.libc_ver()[0] != "glibc":
         return False
-    kept = _set(keep=True)
-    if jax.default_backend() == "cpu":
-        return kept
-    _set(keep=False)
-    return False
+    _set(keep=True)
+    if jax.default_backend() != "cpu":
+        _set(keep=False)
+    return is_kept()
 
 
-def _set(*, keep: bool) -> bool:
+def is_kept() -> bool:
+    """Whether `keep_freed_memory` took effect."""
+    return _kept
+
+
+def _set(*, keep: bool) -> None:
+    global _kept
     mallopt = ctypes.CDLL(None).mallopt
     results = [
         mallopt(name, value if keep else default)
         for name, value, default in (_MMAP_MAX, _TRIM_THRESHOLD, _ARENA_MAX)
     ]
-    return all(results)
+    _kept = keep and all(results)
