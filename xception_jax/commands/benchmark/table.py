@@ -44,9 +44,12 @@ def markdown(columns: dict[str, Callable[[Row], str]], rows: Sequence[Row]) -> s
 
 def _name(row: Row) -> str:
     library = "" if row["library"] == "xception_jax" else f"{row['library']} "
-    settings = re.search(r"--set ((?:[\w.]+=\S+ ?)+)", row["command"])
-    choice = f" ({settings[1].strip()})" if settings and not library else ""
-    return f"{library}{row['model']}{choice}"
+    if library:
+        choice = "" if row["implementation"] == "default" else row["implementation"]
+    else:
+        settings = re.search(r"--set ((?:[\w.]+=\S+ ?)+)", row["command"])
+        choice = settings[1].strip() if settings else ""
+    return f"{library}{row['model']}" + (f" ({choice})" if choice else "")
 
 
 def _images(row: Row) -> str:
@@ -87,23 +90,15 @@ def op_table(rows: Sequence[Row]) -> str:
     return f"{about}\n\n{markdown(columns, table)}"
 
 
+SHARED = {
+    "model": _name,
+    "images": _images,
+    "device": _device,
+    "pass": lambda row: row["mode"],
+    "ms (quartiles)": _milliseconds,
+    "images/s": _images_per_second,
+}
 TABLES = {
-    "step": {
-        "model": _name,
-        "images": _images,
-        "device": _device,
-        "pass": lambda row: row["mode"],
-        "ms (quartiles)": _milliseconds,
-        "images/s": _images_per_second,
-        "of the roofline": lambda row: f"{float(row['roofline_share']):.0%} ({row['bound']})",
-    },
-    "versus": {
-        "model": _name,
-        "images": _images,
-        "device": _device,
-        "pass": lambda row: row["mode"],
-        "ms (quartiles)": _milliseconds,
-        "images/s": _images_per_second,
-        "share of the peer's time": _ratio,
-    },
+    "step": SHARED | {"of the roofline": lambda row: f"{float(row['roofline_share']):.0%} ({row['bound']})"},
+    "versus": SHARED | {"share of the peer's time": _ratio},
 }
