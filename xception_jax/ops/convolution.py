@@ -45,6 +45,9 @@ def conv(
     Returns:
       float[N, H', W', features] in the dtype of `x`.
 
+    Raises:
+      ValueError: if the shapes do not fit, no window does, or `implementation` is unknown.
+
     >>> conv(jnp.ones((1, 3, 3, 2)), jnp.ones((3, 3, 2, 4)), padding="VALID").ravel().tolist()
     [18.0, 18.0, 18.0, 18.0]
     """

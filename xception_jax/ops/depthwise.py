@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from xception_jax.ops.convolution import conv
 from xception_jax.ops.windows import (
     Pair,
     Pairs,
@@ -61,19 +62,9 @@ def depthwise_conv(
         )
     strides = pair(strides)
     padding = pad_pairs(x.shape[1:3], kernel.shape[:2], strides, padding)
-    apply = _shift if choose(implementation) == "shift" else _xla
-    return apply(x, kernel, strides, padding)
-
-
-def _xla(x: jax.Array, kernel: jax.Array, strides: Pair, padding: Pairs) -> jax.Array:
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        strides,
-        padding,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=x.shape[-1],
-    )
+    if choose(implementation) == "shift":
+        return _shift(x, kernel, strides, padding)
+    return conv(x, kernel, strides=strides, padding=padding, groups=x.shape[-1], implementation="xla")
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))

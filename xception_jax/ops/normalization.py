@@ -12,7 +12,8 @@ from xception_jax.ops.windows import accumulator
 def normalize(
     x: jax.Array, scale: jax.Array, bias: jax.Array, *, epsilon: float, dtype: jnp.dtype
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """scale (x - mean) / sqrt(var + epsilon) + bias, by statistics over all axes but the first and the last.
+    """scale (x - mean) / sqrt(var + epsilon) + bias, by statistics over all axes but the first and the last
+    (Ioffe and Szegedy 2015).
 
     Statistics and sums are taken in float32 or wider, the variance (the biased one) in a second pass: a single
     pass loses it when the mean is large.

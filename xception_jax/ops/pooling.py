@@ -30,6 +30,9 @@ def max_pool(
     Returns:
       float[N, H', W', C].
 
+    Raises:
+      ValueError: if no window fits or `implementation` is unknown.
+
     >>> max_pool(jnp.arange(9.0).reshape(1, 3, 3, 1), 2, strides=1, padding="VALID").ravel().tolist()
     [4.0, 5.0, 7.0, 8.0]
     """

@@ -104,27 +104,15 @@ def segmented_layers(
     return collections.Counter({dataclasses.replace(layer, groups=groups): 0 for groups in segments})
 
 
-def xla_conv(layer: GroupedConv) -> Conv:
-    """XLA's grouped convolution, the reference."""
-    return functools.partial(
-        lax.conv_general_dilated,
-        window_strides=layer.strides,
-        padding=layer.padding,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=layer.groups,
-    )
-
-
 def layer_convs(layer: GroupedConv) -> dict[str, Conv]:
     """Each implementation of the layer, by name; XLA's is the reference."""
     if layer.depthwise:
         function = functools.partial(ops.depthwise_conv, padding=layer.padding)
     else:
         function = functools.partial(ops.conv, padding=layer.padding, groups=layer.groups)
-    return {REFERENCE: xla_conv(layer)} | {
+    return {
         name: functools.partial(function, strides=layer.strides, implementation=name)
         for name in ops.IMPLEMENTATIONS
-        if name != REFERENCE
     }
 
 
