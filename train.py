@@ -2,7 +2,6 @@
 
 import os
 import pathlib
-import re
 import sys
 from typing import NoReturn
 
@@ -25,48 +24,21 @@ def _fail(message: object, code: int) -> NoReturn:
     sys.exit(code)
 
 
-def _explain(error: Exception, argv: list[str]) -> str:
-    """What absl and ml_collections say over many lines, in one."""
-    while error.args and isinstance(error.args[0], Exception):
-        error = error.args[0]
-    text = str(error.args[0]) if error.args else type(error).__name__
-    key = re.match(r"'(\w+)'", text)
-    wrong = [arg for arg in argv if key and re.match(rf"--config\.([\w.]+\.)?{key[1]}\b", arg)]
-    if wrong:  # an unknown key, perhaps with a second line: Did you mean "..." instead of "..."?
-        near = re.search(r'Did you mean "(\w+)"', text)
-        return f"{wrong[0]}: no such setting; " + (
-            f"did you mean {near[1]!r}?" if near else "see configs/common.py"
-        )
-    if isinstance(error, flags.UnrecognizedFlagError):
-        return f"--{error.flagname}: no such flag; settings of the recipe are written --config.KEY=VALUE"
-    if "Traceback" in text:  # the config file itself raised
-        return f"{text.split(':')[0]}: {text.strip().splitlines()[-1]}"
-    return text
-
-
 def _parse_flags(argv: list[str]) -> list[str]:
     """absl's parser, but every mistake is one line and exit code 2."""
+    from xception_jax import command_line, errors
+
+    example = "python train.py --config configs/digits.py --workdir runs/digits"
     try:
-        rest = flags.FLAGS(argv)[1:]
-    except Exception as error:  # config files are programs: they can raise anything
-        _fail(_explain(error, argv), 2)
+        command_line.parse(flags.FLAGS, argv, required=("config", "workdir"), example=example)
+    except errors.UserError as error:
+        _fail(error, 2)
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.FATAL)  # orbax tells of every file; its errors reach us as exceptions
-    if rest:
-        _fail(f"unexpected argument {rest[0]!r}: settings are written --config.KEY=VALUE", 2)
-    for name in ("config", "workdir"):
-        if not flags.FLAGS[name].present:
-            _fail(f"--{name} is missing: python train.py --config configs/digits.py --workdir runs/digits", 2)
     alone = _COORDINATOR.value in (None, "auto")
     if any((flag.value is None) != alone for flag in (_NUM_PROCESSES, _PROCESS_ID)):
         _fail(
             "--num_processes and --process_id go with --coordinator=HOST:PORT, and only with it: pass all three", 2
-        )
-    try:
-        _CONFIG.value.to_dict()  # reports only now that the file could not be read
-    except OSError as error:
-        _fail(
-            f"--config={error.args[0].splitlines()[-1].split(': ')[-1]}: no such file; recipes are in configs/", 2
         )
     return argv[:1]
 

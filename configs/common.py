@@ -21,6 +21,7 @@ def default() -> ConfigDict:
     config.label_smoothing = 0.0
     config.model = _model()
     config.data = _data()
+    config.augment = _augment()
     config.optimizer = _optimizer()
     config.schedule = _schedule()
     config.polyak = _polyak()
@@ -38,8 +39,8 @@ def _model() -> ConfigDict:
     """Fields of `xception_jax.models.xception.Config`."""
     config = ConfigDict()
     config.name = "xception"
-    config.num_classes = 1000
-    config.in_channels = 3
+    config.num_classes = placeholder(int)  # None = what the data has
+    config.in_channels = placeholder(int)
     config.dropout = 0.5
     config.fc_layers = ()
     config.residual = True
@@ -62,19 +63,46 @@ def _model() -> ConfigDict:
 
 
 def _data() -> ConfigDict:
-    """See `xception_jax.config.Data`."""
+    """Images and what the host makes of them; see `xception_jax.data`."""
     config = ConfigDict()
-    config.source = "digits"
-    config.root = placeholder(str)
+    config.name = "digits"  # digits, digits_multilabel, synthetic, folder, manifest, tfds:NAME
+    config.root = placeholder(str)  # the folder; the manifest's file; TFDS's data_dir
+    config.train_split = placeholder(str)  # of tfds: None = train
+    config.eval_split = placeholder(str)  # of tfds: None = validation, or else test
+    config.holdout = 0.1  # share for validation of a folder or manifest without such pictures
+    config.classes = placeholder(str)  # of a manifest: file with the classes' order and weights
     config.image_size = 299
-    config.resize = "bilinear"
-    config.crop_fraction = 0.875
-    config.train_crop = "random_resized"
-    config.pad_pixels = 4
-    config.min_area = 0.08
-    config.flip = True
+    config.train_crop = "random_resized"  # none, pad, random_resized
+    config.train_resize = "bilinear"  # a method of data/resizing.py, or "inception": one of four at random
+    config.pad_pixels = 4  # of "pad"
+    config.min_area = 0.08  # of "random_resized": share of the image's area, and width / height
+    config.max_area = 1.0
+    config.min_aspect = 3 / 4
+    config.max_aspect = 4 / 3
+    config.randaugment_ops = 0
+    config.randaugment_magnitude = 9.0
+    config.eval_preset = placeholder(str)  # keras, slim or timm: replaces the three below
+    config.eval_crop = "central"  # central, shorter_side
+    config.eval_crop_fraction = 0.875
+    config.eval_resize = "bilinear"
+    config.exif_orientation = False  # True turns pictures as the camera was held; TFDS, Keras and torch do not
+    config.max_unreadable = 0.01  # share of images that training may replace before it stops
     config.num_threads = 2
     config.num_workers = 0
+    return config
+
+
+def _augment() -> ConfigDict:
+    """What the device makes of training images; see `xception_jax.augment.Augmentation`."""
+    config = ConfigDict()
+    config.flip = True
+    config.color = "none"  # none, inception, inception_fast, jitter
+    config.brightness = 0.4  # these four: of "jitter"
+    config.contrast = 0.4
+    config.saturation = 0.4
+    config.hue = 0.0
+    config.mixup_alpha = 0.0  # 0 = off
+    config.cutmix_alpha = 0.0
     return config
 
 
@@ -130,18 +158,14 @@ def variant(config: ConfigDict, name: str) -> ConfigDict:
 
 
 def smoke(config: ConfigDict) -> ConfigDict:
-    """The same recipe in seconds on any machine: 4 steps of 8 images, few blocks, the built-in digits."""
+    """The same recipe on its own data in seconds on any machine: 4 steps of 8 images, few blocks."""
     config.batch_size = 8
     config.accumulation_steps = 1
     config.eval_batch_size = 90
     config.total_epochs = config.total_samples = None
     config.total_steps = 4
-    config.model.num_classes = 10
-    config.model.in_channels = 1
     config.model.middle_blocks = 1
     config.model.bn_group_size = None
-    config.data.source = "digits"
-    config.data.root = None
     config.data.image_size = min(config.data.image_size, 32)
     config.log_every_steps = 1
     config.evaluate_every_epochs = config.checkpoint_every_epochs = None

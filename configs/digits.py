@@ -19,8 +19,6 @@ def get_config(variant: str = ""):
     config.eval_batch_size = 90
     config.total_epochs = 30.0
 
-    config.model.num_classes = 10
-    config.model.in_channels = 1
     config.model.stem_widths = (16, 32)
     config.model.stem_strides = (1, 1)
     config.model.stem_padding = "SAME"
@@ -29,12 +27,12 @@ def get_config(variant: str = ""):
     config.model.exit_widths = (128, 160, 192)
     config.model.bn_momentum = 0.9
 
-    config.data.source = "digits"
+    config.data.name = "digits"
     config.data.image_size = 16
-    config.data.crop_fraction = 1.0
     config.data.train_crop = "pad"
     config.data.pad_pixels = 2
-    config.data.flip = False
+    config.data.eval_crop_fraction = 1.0
+    config.augment.flip = False
 
     config.schedule.base_lr = 0.045
     config.schedule.reference_batch = 32

@@ -8,17 +8,18 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 LEAVES = {
     "ops", "data", "optim", "metrics", "state", "checkpoint", "plots", "writers", "interrupt", "memory",
-    "errors",
+    "errors", "augment",
 }  # fmt: skip
 LOOP = LEAVES | {"models", "step", "config", "workdir", "experiment", "loop", "trained"}
 ALLOWED = {
     **{leaf: set() for leaf in LEAVES},
     "layers": {"ops"},
     "models": {"layers", "ops"},
-    "step": {"metrics", "optim", "state"},
-    "config": {"models", "optim", "errors"},
+    "step": {"augment", "metrics", "optim", "state"},
+    "command_line": {"errors"},
+    "config": {"augment", "data", "models", "optim", "errors"},
     **dict.fromkeys(("workdir", "experiment", "loop", "trained"), LOOP),
-    "commands": LOOP | {"commands"},
+    "commands": LOOP | {"commands", "command_line"},
     "__main__": {"commands", "errors"},
     "__init__": {"models", "trained"},
 }

@@ -1,14 +1,14 @@
-"""`python -m xception_jax COMMAND`: what can be done with a trained network."""
+"""`python -m xception_jax COMMAND`: what can be done besides training."""
 
 import argparse
 import sys
 
 from absl import logging
 
-from xception_jax.commands import benchmark, evaluate
+from xception_jax.commands import benchmark, evaluate, preview
 from xception_jax.errors import TrainingError, UserError
 
-COMMANDS = {"evaluate": evaluate, "benchmark": benchmark}
+COMMANDS = {"evaluate": evaluate, "preview": preview, "benchmark": benchmark}
 
 
 def main() -> None:
@@ -17,7 +17,10 @@ def main() -> None:
     subparsers = parser.add_subparsers(dest="command", required=True)
     for name, module in COMMANDS.items():
         module.add_arguments(subparsers.add_parser(name, help=module.__doc__, description=module.__doc__))
-    arguments = parser.parse_args()
+    arguments, rest = parser.parse_known_args()
+    if rest and not hasattr(arguments, "settings_of_recipe"):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    arguments.settings_of_recipe = rest
     logging.set_verbosity(logging.FATAL)
     try:
         COMMANDS[arguments.command].run(arguments)

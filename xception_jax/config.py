@@ -10,7 +10,8 @@ import pydantic
 from ml_collections import ConfigDict
 from pydantic import BaseModel, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from xception_jax import models, optim
+from xception_jax import data, models, optim
+from xception_jax.augment import Augmentation
 from xception_jax.errors import UserError
 
 Fraction = typing.Annotated[float, Field(gt=0, le=1)]
@@ -28,19 +29,52 @@ class Section(BaseModel):
 
 
 class Data(Section):
-    """Where images come from and how they reach the model's size; see `xception_jax.data`."""
+    """Where images come from and how they reach the model's size, on the host; see `xception_jax.data`."""
 
-    source: Literal["digits", "image_folder"]
+    name: str
     root: str | None
+    train_split: str | None
+    eval_split: str | None
+    holdout: Share
+    classes: str | None
     image_size: PositiveInt
-    resize: Literal["nearest", "bilinear", "bicubic"]
-    crop_fraction: Fraction
-    train_crop: Literal["none", "pad", "random_resized"]
+    train_crop: Literal[data.CROPS]
+    train_resize: Literal[(*data.METHODS, "inception")]
     pad_pixels: NonNegativeInt
     min_area: Fraction
-    flip: bool
+    max_area: Fraction
+    min_aspect: PositiveFloat
+    max_aspect: PositiveFloat
+    randaugment_ops: NonNegativeInt
+    randaugment_magnitude: float = Field(ge=0, le=10)
+    eval_preset: Literal[tuple(data.PRESETS)] | None
+    eval_crop: Literal["central", "shorter_side"]
+    eval_crop_fraction: Fraction
+    eval_resize: Literal[tuple(data.METHODS)]
+    exif_orientation: bool
+    max_unreadable: Share
     num_threads: PositiveInt
     num_workers: NonNegativeInt
+
+    @property
+    def evaluation(self) -> dict[str, Any]:
+        """`crop`, `crop_fraction` and `resize` of the evaluation: the preset's, or the three settings."""
+        if self.eval_preset is not None:
+            return dict(data.PRESETS[self.eval_preset])
+        return {"crop": self.eval_crop, "crop_fraction": self.eval_crop_fraction, "resize": self.eval_resize}
+
+
+class Augment(Section):
+    """Arguments of `augment.Augmentation`: what happens to training images on the device."""
+
+    flip: bool
+    color: Literal["none", "inception", "inception_fast", "jitter"]
+    brightness: NonNegativeFloat
+    contrast: NonNegativeFloat
+    saturation: NonNegativeFloat
+    hue: float = Field(ge=0, le=0.5)
+    mixup_alpha: NonNegativeFloat
+    cutmix_alpha: NonNegativeFloat
 
 
 class Optimizer(Section):
@@ -97,6 +131,7 @@ class Recipe(Section):
     label_smoothing: Share
     model: dict[str, Any]
     data: Data
+    augment: Augment
     optimizer: Optimizer
     schedule: Schedule
     polyak: Polyak
@@ -139,6 +174,7 @@ FREE_KEYS = (
     "total_steps",
     "total_samples",
     "data.root",
+    "data.max_unreadable",
     "data.num_threads",
     "data.num_workers",
     "log_every_steps",
@@ -151,6 +187,8 @@ FREE_KEYS = (
     "model.remat",
     "model.scan_middle",
 )
+
+FROM_DATA = ("num_classes", "in_channels")  # of the model: None = what the dataset has
 
 
 def parse(config: ConfigDict | dict[str, Any]) -> Recipe:
@@ -187,8 +225,8 @@ def _parse_model(values: dict[str, Any]) -> dict[str, Any]:
         raise UserError(f"config.{str(error).replace('model name', 'model.name')}") from None
     types = typing.get_type_hints(cls.CONFIG)
     fields = {
-        field.name: (typing.Annotated[types[field.name], _unset], field.default)
-        if types[field.name] == int | None
+        field.name: (typing.Annotated[types[field.name] | None, _unset], field.default)
+        if types[field.name] == int | None or field.name in FROM_DATA
         else (types[field.name], field.default)
         for field in dataclasses.fields(cls.CONFIG)
     }
@@ -242,6 +280,19 @@ def _check_combinations(recipe: Recipe) -> None:
         raise UserError(
             f"config.model.bn_group_size = {group}: must divide the {part} images of a step"
             f" (batch_size {recipe.batch_size} / accumulation_steps {recipe.accumulation_steps})"
+        )
+    for name in ("area", "aspect"):
+        least, most = (getattr(recipe.data, f"{bound}_{name}") for bound in ("min", "max"))
+        if least > most:
+            raise UserError(f"config.data.min_{name} = {least}: must not be above max_{name} = {most}")
+    try:
+        augmentation = Augmentation(**recipe.augment.model_dump())
+    except ValueError as error:
+        raise UserError(f"config.augment.{error}") from None
+    if augmentation.mixes and part % 2:
+        raise UserError(
+            f"config.batch_size = {recipe.batch_size}: mixup and cutmix mix pairs, but a step has {part} images;"
+            " choose an even number"
         )
     try:
         optim.make_optimizer(learning_rate=0.1, **recipe.optimizer.model_dump())

@@ -10,7 +10,8 @@ from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from xception_jax import config as config_lib
-from xception_jax import data, models, optim, state
+from xception_jax import data, metrics, models, optim, state
+from xception_jax.augment import Augmentation
 from xception_jax.errors import UserError
 from xception_jax.models import Preprocessing
 
@@ -52,8 +53,23 @@ class Experiment:
 
     @property
     def normalization(self) -> dict[str, float]:
-        """Arguments of `step.normalize`."""
+        """`mean` and `std` of `step.normalize`."""
         return {"mean": self.preprocessing.mean, "std": self.preprocessing.std}
+
+    @property
+    def objective(self) -> metrics.Objective:
+        """What is learnt from this data."""
+        return metrics.Objective(
+            num_classes=len(self.dataset.class_names),
+            multilabel=self.dataset.multilabel,
+            label_smoothing=self.recipe.label_smoothing,
+            class_weights=self.dataset.class_weights,
+        )
+
+    @property
+    def augmentation(self) -> Augmentation:
+        """Of training images, on the device."""
+        return Augmentation(**self.recipe.augment.model_dump())
 
     def create_model(self, key: jax.Array) -> nnx.Module:
         """The recipe's model with parameters drawn from `key`."""
@@ -68,14 +84,17 @@ class Experiment:
         averaging = self.recipe.polyak.decay is not None
         return state.create(self.create_model(key), self.optimizer, averaging=averaging)
 
-    def batch_spec(self, batch_size: int, *, masked: bool) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes of a global batch, split over the devices; evaluation's is masked."""
+    def batch_spec(self, batch_size: int, *, training: bool) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes of a global batch, split over the devices."""
         size = self.preprocessing.image_size
+        several = self.dataset.multilabel
         shapes = {
             "image": ((batch_size, size, size, self.dataset.channels), np.uint8),
-            "label": ((batch_size,), np.int32),
+            "label": ((batch_size, len(self.dataset.class_names)), np.uint8) if several else ((batch_size,), np.int32),
         }
-        if masked:
+        if training:
+            shapes |= {"seed": ((batch_size,), np.uint32), "unreadable": ((batch_size,), np.int32)}
+        else:
             shapes["mask"] = ((batch_size,), np.float32)
         return {
             name: jax.ShapeDtypeStruct(shape, dtype, sharding=self.by_image)
@@ -88,43 +107,69 @@ class Experiment:
             name: jax.make_array_from_process_local_data(self.by_image, array) for name, array in batch.items()
         }
 
+    def reader(self, source: data.Source, *, substitute: bool) -> data.Reader:
+        """A source of the dataset, decoded as the recipe says."""
+        return data.Reader(
+            source,
+            classes=len(self.dataset.class_names) if self.dataset.multilabel else None,
+            orientation=self.recipe.data.exif_orientation,
+            substitute=substitute,
+        )
+
     def train_batches(self, start_step: int):
         """Augmented training batches of this host from `start_step` on; see `data.train_batches`."""
         settings = self.recipe.data
         transform = data.TrainTransform(
             image_size=settings.image_size,
-            resize=settings.resize,
+            resize=settings.train_resize,
             crop=settings.train_crop,
             pad_pixels=settings.pad_pixels,
-            min_area=settings.min_area,
-            flip=settings.flip,
+            area=(settings.min_area, settings.max_area),
+            aspect=(settings.min_aspect, settings.max_aspect),
+            randaugment_ops=settings.randaugment_ops,
+            randaugment_magnitude=settings.randaugment_magnitude,
         )
         return data.train_batches(
-            self.dataset.train,
+            self.reader(self.dataset.train, substitute=True),
             transform,
             batch_size=self.recipe.batch_size,
             seed=self.recipe.seed,
             start_step=start_step,
-            num_threads=settings.num_threads,
-            num_workers=settings.num_workers,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            **self._reading,
         )
+
+    def why_unreadable(self, index: int) -> str:
+        """What is wrong with a training image."""
+        try:
+            self.reader(self.dataset.train, substitute=False)[index]
+        except data.UnreadableImage as error:
+            return str(error)
+        return f"cannot read image {self.dataset.train.name(index)}: it failed once, and now it can be read"
 
     def evaluation_batches(self):
         """Validation batches of this host; see `data.evaluation_batches`."""
-        record = self.preprocessing
-        transform = data.EvaluationTransform(
-            image_size=record.image_size, crop_fraction=record.crop_fraction, resize=record.resize
-        )
         return data.evaluation_batches(
-            self.dataset.validation,
-            transform,
+            self.reader(self.dataset.validation, substitute=False),
+            evaluation_transform(self.preprocessing),
             batch_size=self.eval_batch_size,
-            num_threads=self.recipe.data.num_threads,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            **self._reading,
         )
+
+    @property
+    def _reading(self) -> dict[str, int]:
+        return {
+            "num_threads": self.recipe.data.num_threads,
+            "num_workers": self.recipe.data.num_workers,
+            "process_index": jax.process_index(),
+            "process_count": jax.process_count(),
+        }
+
+
+def evaluation_transform(record: Preprocessing) -> data.EvaluationTransform:
+    """What the record says of the image's geometry."""
+    return data.EvaluationTransform(
+        image_size=record.image_size, crop=record.crop, crop_fraction=record.crop_fraction, resize=record.resize
+    )
 
 
 def build(recipe: config_lib.Recipe, *, training: bool = True) -> Experiment:
@@ -137,11 +182,12 @@ def build(recipe: config_lib.Recipe, *, training: bool = True) -> Experiment:
       UserError: if they do not fit together.
     """
     try:
-        dataset = data.load(recipe.data.source, root=recipe.data.root)
+        dataset = _load(recipe.data)
     except ValueError as error:
         raise UserError(f"config.data.{error}") from None
     except OSError as error:
         raise UserError(f"config.data.root = {recipe.data.root!r}: {error}") from None
+    recipe = _with_data(recipe, dataset)
     num_examples = len(dataset.train)
     total = max(1, round(recipe.steps("total", num_examples)))
 
@@ -156,8 +202,7 @@ def build(recipe: config_lib.Recipe, *, training: bool = True) -> Experiment:
         preprocessing=dataclasses.replace(
             models.model_class(recipe.model_name).PREPROCESSING,
             image_size=recipe.data.image_size,
-            crop_fraction=recipe.data.crop_fraction,
-            resize=recipe.data.resize,
+            **recipe.data.evaluation,
         ),
         mesh=jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,)),
         optimizer=optim.make_optimizer(learning_rate=schedule, **recipe.optimizer.model_dump()),
@@ -172,6 +217,40 @@ def build(recipe: config_lib.Recipe, *, training: bool = True) -> Experiment:
     return experiment
 
 
+def _load(settings: config_lib.Data) -> data.Dataset:
+    return data.load(
+        settings.name,
+        root=settings.root,
+        image_size=settings.image_size,
+        train_split=settings.train_split,
+        eval_split=settings.eval_split,
+        holdout=settings.holdout,
+        classes=settings.classes,
+    )
+
+
+def _with_data(recipe: config_lib.Recipe, dataset: data.Dataset) -> config_lib.Recipe:
+    """The recipe with what only the data can tell; UserError where it says otherwise."""
+    values = {"num_classes": len(dataset.class_names), "in_channels": dataset.channels}
+    for name, value in values.items():
+        if recipe.model[name] not in (None, value):
+            raise UserError(
+                f"config.model.{name} = {recipe.model[name]}: the data ({recipe.data.name}) has {value};"
+                f" pass --config.model.{name}={value}"
+            )
+    if recipe.augment.color != "none" and dataset.channels != 3:
+        raise UserError(
+            f"config.augment.color = {recipe.augment.color!r}: the images ({recipe.data.name}) have no colors;"
+            " pass --config.augment.color=none"
+        )
+    if recipe.label_smoothing and dataset.multilabel:
+        raise UserError(
+            f"config.label_smoothing = {recipe.label_smoothing}: is for one label an image, and {recipe.data.name} has"
+            " several; pass --config.label_smoothing=0"
+        )
+    return recipe.model_copy(update={"model": recipe.model | values})
+
+
 def _check_batch(experiment: Experiment) -> None:
     recipe = experiment.recipe
     part, devices = recipe.batch_size // recipe.accumulation_steps, experiment.mesh.size
@@ -184,15 +263,9 @@ def _check_batch(experiment: Experiment) -> None:
 
 def _check_model(experiment: Experiment) -> None:
     """Raises UserError where the model does not fit the data or the optimizer."""
-    recipe, dataset = experiment.recipe, experiment.dataset
-    for name, value in {"num_classes": len(dataset.class_names), "in_channels": dataset.channels}.items():
-        if recipe.model[name] != value:
-            raise UserError(
-                f"config.model.{name} = {recipe.model[name]}: the data ({recipe.data.source}) has {value};"
-                f" pass --config.model.{name}={value}"
-            )
+    recipe = experiment.recipe
     model = experiment.abstract_model()
-    image = experiment.batch_spec(1, masked=False)["image"]
+    image = experiment.batch_spec(1, training=False)["image"]
     try:
         nnx.eval_shape(lambda model, x: model(x), model, jax.ShapeDtypeStruct(image.shape, np.float32))
     except ValueError as error:

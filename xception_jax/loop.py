@@ -71,6 +71,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Result:
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopRequest())
         experiment = experiment_lib.build(recipe)
+        recipe = experiment.recipe  # with what the data told
         stack.enter_context(open_workdir(directory, recipe))
         checkpoints = Checkpoints(directory / "checkpoints", keep=recipe.checkpoints_to_keep)
         try:
@@ -202,16 +203,17 @@ class _Run:
             graphdef,
             experiment.optimizer,
             **experiment.normalization,
-            label_smoothing=self.recipe.label_smoothing,
+            objective=experiment.objective,
+            augmentation=experiment.augmentation,
             accumulation_steps=self.recipe.accumulation_steps,
-            accumulation_block=self.recipe.model.get("bn_group_size") or 1,
+            accumulation_block=self.recipe.model.get("bn_group_size") or 1 + experiment.augmentation.mixes,
             polyak_decay=polyak.decay,
             polyak_warmup=polyak.warmup,
         )
-        eval_step = step_lib.make_eval_step(graphdef, **experiment.normalization)
+        eval_step = step_lib.make_eval_step(graphdef, **experiment.normalization, objective=experiment.objective)
         key = self._on_all_devices(lambda: jax.random.key(0))
-        train_batch = experiment.batch_spec(self.recipe.batch_size, masked=False)
-        eval_batch = experiment.batch_spec(experiment.eval_batch_size, masked=True)
+        train_batch = experiment.batch_spec(self.recipe.batch_size, training=True)
+        eval_batch = experiment.batch_spec(experiment.eval_batch_size, training=False)
         replicated = experiment.replicated
         start = time.monotonic()
         lowered = [
@@ -250,6 +252,7 @@ class _Run:
             "evaluation": evaluation,
             "preprocessing": dataclasses.asdict(self.experiment.preprocessing),
             "class_names": list(self.experiment.dataset.class_names),
+            "multilabel": self.experiment.dataset.multilabel,
         }
         values = None if evaluation is None else evaluation.get("averaged", evaluation["raw"])
         score = None if values is None else {BEST_METRIC: values[BEST_METRIC]}
@@ -330,6 +333,9 @@ def _next(batches: Iterator[dict[str, np.ndarray]]) -> dict[str, np.ndarray] | N
         raise TrainingError(str(error)) from error
 
 
+MEASURES = {"top1": "top-1", "top5": "top-5", "exact": "all labels right"}
+
+
 def describe(evaluation: Evaluation, num_examples: int) -> str:
     """An evaluation in one line.
 
@@ -337,8 +343,9 @@ def describe(evaluation: Evaluation, num_examples: int) -> str:
     'evaluated 360 images | raw weights: loss 0.5000, top-1 90.00 %, top-5 100.00 %'
     """
     parts = [
-        f"{name} weights: loss {v['loss']:.4f}, top-1 {100 * v['top1']:.2f} %, top-5 {100 * v['top5']:.2f} %"
-        for name, v in evaluation.items()
+        f"{name} weights: loss {values['loss']:.4f}, "
+        + ", ".join(f"{text} {100 * values[key]:.2f} %" for key, text in MEASURES.items() if key in values)
+        for name, values in evaluation.items()
     ]
     return " | ".join([f"evaluated {num_examples} images", *parts])
 
@@ -356,8 +363,10 @@ def plan(experiment: Experiment) -> list[str]:
     lines = [
         f"devices: {len(devices)} x {devices[0].device_kind} on {hosts} host{'s' * (hosts > 1)};"
         f" mesh {dict(experiment.mesh.shape)}: {recipe.batch_size // len(devices)} images of a batch on each",
-        f"data: {recipe.data.source}, {num_examples:,} images to train on,"
-        f" {len(experiment.dataset.validation):,} to evaluate, {len(experiment.dataset.class_names):,} classes",
+        f"data: {recipe.data.name}, {num_examples:,} images to train on,"
+        f" {len(experiment.dataset.validation):,} to evaluate, {len(experiment.dataset.class_names):,} classes"
+        + ", any number of them an image" * experiment.dataset.multilabel,
+        *(f"data: {note}" for note in experiment.dataset.notes),
         f"length: {total:,} steps of {recipe.batch_size} images, {per_epoch:,.1f} steps an epoch,"
         f" {total / per_epoch:,.1f} epochs",
         f"learning rate: {recipe.schedule.name}, {recipe.schedule.base_lr:g} for {recipe.schedule.reference_batch}"
@@ -386,6 +395,9 @@ def plan(experiment: Experiment) -> list[str]:
     return lines
 
 
+DATA_BOUND = 0.2  # share of the time spent waiting for data from which on the user is told
+
+
 class _Progress:
     """Metrics and time between two reports."""
 
@@ -394,12 +406,19 @@ class _Progress:
         self._pending: list[tuple[int, metrics.Sums]] = []  # still on the devices
         self._checked: list[metrics.Sums] = []
         self._waited, self._elapsed, self._resumed = 0.0, 0.0, time.monotonic()
+        self._unreadable: dict[int, str] = {}  # images of this host that could not be read: why
+        self._read = self._replaced = 0.0  # images of all hosts
+        self._hinted = False
 
     def next_batch(self, batches: Iterator[dict[str, np.ndarray]]) -> dict[str, jax.Array]:
-        """The next batch, on the devices; measures the wait for it."""
+        """The next batch, on the devices; measures the wait for it, and names images that could not be read."""
         start = time.monotonic()
         batch = _next(batches)
         self._waited += time.monotonic() - start
+        for index in batch["unreadable"][batch["unreadable"] >= 0].tolist():
+            if index not in self._unreadable:
+                self._unreadable[index] = self._experiment.why_unreadable(index)
+                self._writers.console.line(f"warning: {self._unreadable[index]}; another image takes its place")
         return self._experiment.to_devices(batch)
 
     def add(self, step: int, sums: metrics.Sums) -> None:
@@ -416,7 +435,15 @@ class _Progress:
                 if not np.isfinite(value):
                     self._stop_at(step, name, float(value))
             self._checked.append(sums)
+            self._read += sums["count"]
+            self._replaced += sums["unreadable"]
         self._pending = []
+        share = self._experiment.recipe.data.max_unreadable
+        if self._replaced > share * max(self._read, len(self._experiment.dataset.train)):
+            raise TrainingError(
+                f"{self._replaced:.0f} of {self._read:.0f} images could not be read, which is more than"
+                f" config.data.max_unreadable = {share:g} allows: {' | '.join(list(self._unreadable.values())[:20])}"
+            )
 
     def _stop_at(self, step: int, name: str, value: float) -> None:
         self._checkpoints.wait()
@@ -457,4 +484,18 @@ class _Progress:
                 f" | {means['images_per_second']:.1f} images/s | data wait {100 * means['data_wait']:.0f} %"
                 f" | {left} left"
             )
+            self._hint(means["data_wait"])
             self._checked, self._waited, self._elapsed = [], 0.0, 0.0
+
+    def _hint(self, data_wait: float) -> None:
+        """Says once that reading images is what takes the time, and what helps."""
+        if self._hinted or data_wait < DATA_BOUND:
+            return
+        self._hinted = True
+        settings, cores = self._experiment.recipe.data, os.cpu_count()
+        self._writers.console.line(
+            f"hint: the step waits for its images {100 * data_wait:.0f} % of the time. This host has {cores} cores:"
+            f" raise --config.data.num_threads (now {settings.num_threads}) up to that, then --config.data.num_workers"
+            f" (now {settings.num_workers}); pictures much larger than {settings.image_size} px are read faster after"
+            " python -m xception_jax prepare ... --short-side"
+        )

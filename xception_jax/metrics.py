@@ -1,5 +1,6 @@
-"""Metrics as sums and counts under a mask: add over batches, divide once."""
+"""What is learnt, and metrics as sums and counts under a mask: add over batches, divide once."""
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 
@@ -10,16 +11,68 @@ import optax
 Sums = dict[str, jax.Array]
 
 
-def cross_entropy(logits: jax.Array, labels: jax.Array, *, label_smoothing: float = 0.0) -> jax.Array:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Objective:
+    """What a network learns: one label an image by softmax cross-entropy, or several by sigmoid cross-entropy.
+
+    Attributes:
+      num_classes: of the logits.
+      multilabel: labels are uint8[N, classes] of 0 and 1 instead of int32[N].
+      label_smoothing: share of the target spread evenly over all classes (Szegedy et al. 2016, section 7), for one
+        label an image.
+      class_weights: of the classes in the sum over them, for several labels; None = all 1.
+    """
+
+    num_classes: int
+    multilabel: bool = False
+    label_smoothing: float = 0.0
+    class_weights: tuple[float, ...] | None = None
+
+    def targets(self, labels: jax.Array) -> jax.Array:
+        """Labels as shares of the classes, float32[N, classes]."""
+        if self.multilabel:
+            return labels.astype(jnp.float32)
+        return jax.nn.one_hot(labels, self.num_classes, dtype=jnp.float32)
+
+    def loss(self, logits: jax.Array, targets: jax.Array) -> jax.Array:
+        """Of each example in nats, float32[N]; logits and targets are float[N, classes]."""
+        if not self.multilabel:
+            return cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
+        return sigmoid_cross_entropy(logits, targets, class_weights=self.class_weights)
+
+    def sums(
+        self, loss: jax.Array, logits: jax.Array, labels: jax.Array, mask: jax.Array | None = None
+    ) -> Sums:
+        """Of the measures that fit: `classification_sums` or `multilabel_sums`."""
+        function = multilabel_sums if self.multilabel else classification_sums
+        return function(loss, logits, labels, mask)
+
+
+def cross_entropy(logits: jax.Array, targets: jax.Array, *, label_smoothing: float = 0.0) -> jax.Array:
     """Softmax cross-entropy of each example in nats, float32[N].
 
     Args:
       logits: float[N, classes].
-      labels: int[N].
-      label_smoothing: share of the target spread evenly over all classes (Szegedy et al. 2016, section 7).
+      targets: float32[N, classes], each row adding up to 1.
+      label_smoothing: see `Objective`.
     """
-    targets = jax.nn.one_hot(labels, logits.shape[-1], dtype=jnp.float32)  # [N, classes]
     return optax.softmax_cross_entropy(logits.astype(jnp.float32), optax.smooth_labels(targets, label_smoothing))
+
+
+def sigmoid_cross_entropy(
+    logits: jax.Array, targets: jax.Array, *, class_weights: tuple[float, ...] | None = None
+) -> jax.Array:
+    """Sigmoid cross-entropy of each example in nats, summed over the classes, float32[N].
+
+    Args:
+      logits: float[N, classes].
+      targets: float32[N, classes] in [0, 1].
+      class_weights: of the classes in the sum; None = all 1.
+    """
+    loss = optax.sigmoid_binary_cross_entropy(logits.astype(jnp.float32), targets)  # [N, classes]
+    if class_weights is not None:
+        loss = loss * jnp.asarray(class_weights, jnp.float32)[None]
+    return jnp.sum(loss, axis=1)
 
 
 def classification_sums(
@@ -33,14 +86,36 @@ def classification_sums(
       labels: int[N].
       mask: float[N], 0 on padding; None counts all.
     """
-    mask = jnp.ones_like(loss) if mask is None else mask
     rank = _rank(logits, labels)  # [N]
-    return {
-        "loss": jnp.sum(jnp.where(mask > 0, loss, 0.0)),
-        "top1": jnp.sum((rank < 1).astype(jnp.float32) * mask),
-        "top5": jnp.sum((rank < 5).astype(jnp.float32) * mask),
-        "count": jnp.sum(mask),
-    }
+    return _masked_sums(mask, loss=loss, top1=rank < 1, top5=rank < 5)
+
+
+def multilabel_sums(
+    loss: jax.Array, logits: jax.Array, labels: jax.Array, mask: jax.Array | None = None
+) -> Sums:
+    """Sums over the examples whose mask is 1: loss, top1, exact, count.
+
+    top1 counts the images whose highest logit is one of their labels; exact those whose labels are the classes
+    with a probability above one half, neither more nor fewer.
+
+    Args:
+      loss: float[N], of each example.
+      logits: float[N, classes].
+      labels: uint8[N, classes] of 0 and 1.
+      mask: float[N], 0 on padding; None counts all.
+    """
+    first = jax.nn.one_hot(jnp.argmax(logits, axis=1), logits.shape[1], dtype=jnp.bool_)  # [N, classes]
+    present = labels > 0
+    return _masked_sums(
+        mask, loss=loss, top1=jnp.any(first & present, axis=1), exact=jnp.all((logits > 0) == present, axis=1)
+    )
+
+
+def _masked_sums(mask: jax.Array | None, *, loss: jax.Array, **hits: jax.Array) -> Sums:
+    """Sums of float[N] and bool[N] under a mask, and the number of examples; a masked loss may be NaN."""
+    mask = jnp.ones_like(loss) if mask is None else mask
+    sums = {name: jnp.sum(hit.astype(jnp.float32) * mask) for name, hit in hits.items()}
+    return {"loss": jnp.sum(jnp.where(mask > 0, loss, 0.0)), **sums, "count": jnp.sum(mask)}
 
 
 def _rank(logits: jax.Array, labels: jax.Array) -> jax.Array:

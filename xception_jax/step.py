@@ -1,5 +1,6 @@
 """The training step and the evaluation step: pure functions of (state, batch)."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ import optax
 from flax import nnx
 
 from xception_jax import metrics, optim
+from xception_jax.augment import Augmentation
 from xception_jax.state import TrainState
 
 PyTree = Any
@@ -17,7 +19,12 @@ Batch = dict[str, jax.Array]
 
 def normalize(image: jax.Array, *, mean: float, std: float) -> jax.Array:
     """Pixels uint8[...] -> (pixels / 255 - mean) / std, float32[...]."""
-    return (image.astype(jnp.float32) / 255 - mean) / std
+    return (_to_unit(image) - mean) / std
+
+
+def _to_unit(image: jax.Array) -> jax.Array:
+    """Pixels uint8[...] -> float32[...] in [0, 1]."""
+    return image.astype(jnp.float32) / 255
 
 
 def make_train_step(
@@ -26,7 +33,8 @@ def make_train_step(
     *,
     mean: float,
     std: float,
-    label_smoothing: float = 0.0,
+    objective: metrics.Objective,
+    augmentation: Augmentation | None = None,
     accumulation_steps: int = 1,
     accumulation_block: int = 1,
     polyak_decay: float | None = None,
@@ -34,34 +42,26 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, metrics.Sums]]:
     """Builds step(state, batch, key) -> (state, sums): one update on one global batch.
 
-    The batch has "image" uint8[B, H, W, C] and "label" int32[B]; `key` is the run's, the same for every step.
-    The sums are those of `metrics.classification_sums` and, times the count, the global norms of the
-    gradient and of the parameters.
+    The batch has "image" uint8[B, H, W, C], "label" as the objective wants it, "seed" uint32[B] of each image's
+    augmentation, and "unreadable" int32[B], -1 but where an image had to be replaced; `key` is the run's, the same
+    for every step. The sums are those of the objective, the number of replaced images and, times the count, the
+    global norms of the gradient and of the parameters.
 
     Args:
       graphdef: of the model, from `state.split`.
       optimizer: of the parameters.
       mean, std: normalization of pixels in [0, 1].
-      label_smoothing: see `metrics.cross_entropy`.
+      objective: loss and measures.
+      augmentation: of the images on the device; None = none.
       accumulation_steps: K > 1 takes the gradient as the mean over K parts of the batch, one after the
         other, so that activations of B / K images are in memory at a time. Batch statistics are then those
         of the parts.
-      accumulation_block: consecutive images that stay together in a part. With the model's `bn_group_size` here,
-        and no dropout, the update equals that of the whole batch.
+      accumulation_block: consecutive images that stay together in a part: even, where images are mixed in pairs.
+        With the model's `bn_group_size` here, and no dropout, the update equals that of the whole batch.
       polyak_decay, polyak_warmup: see `optim.polyak_update`; None = no averaging.
     """
 
-    def loss_fn(params, batch_stats, batch, key):
-        model = nnx.merge(graphdef, params, batch_stats)
-        logits = model(normalize(batch["image"], mean=mean, std=std), train=True, key=key)  # [N, classes]
-        loss = metrics.cross_entropy(logits, batch["label"], label_smoothing=label_smoothing)  # [N]
-        sums = metrics.classification_sums(loss, logits, batch["label"])
-        return jnp.mean(loss), (nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)), sums)
-
-    def gradient(state, batch, key):
-        grads, (batch_stats, sums) = jax.grad(loss_fn, has_aux=True)(state.params, state.batch_stats, batch, key)
-        return {"grads": grads, "batch_stats": batch_stats}, sums
-
+    gradient = _make_gradient(graphdef, objective, augmentation, mean=mean, std=std)
     if accumulation_steps > 1:
         gradient = _accumulated(gradient, accumulation_steps, accumulation_block)
 
@@ -81,6 +81,37 @@ def make_train_step(
         return TrainState(step, params, means["batch_stats"], opt_state, ema), sums
 
     return train_step
+
+
+def _make_gradient(
+    graphdef: nnx.GraphDef,
+    objective: metrics.Objective,
+    augmentation: Augmentation | None,
+    *,
+    mean: float,
+    std: float,
+) -> Callable[[TrainState, Batch, jax.Array], tuple[dict[str, PyTree], metrics.Sums]]:
+    """gradient(state, batch, key) -> ({"grads", "batch_stats"}, sums) of one batch; `key` is the dropout's."""
+
+    def loss_fn(params, batch_stats, image, target, batch, key):
+        model = nnx.merge(graphdef, params, batch_stats)
+        logits = model((image - mean) / std, train=True, key=key)  # [N, classes]
+        loss = objective.loss(logits, target)  # [N]
+        sums = objective.sums(loss, logits, batch["label"])
+        sums["unreadable"] = jnp.sum((batch["unreadable"] >= 0).astype(jnp.float32))
+        return jnp.mean(loss), (nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)), sums)
+
+    def gradient(state, batch, key):
+        image, target = _to_unit(batch["image"]), objective.targets(batch["label"])
+        if augmentation is not None:
+            key0 = jax.random.key(0)  # the seeds depend on the run's already
+            image, target = augmentation(image, target, batch["seed"], key0)
+        grads, (batch_stats, sums) = jax.grad(loss_fn, has_aux=True)(
+            state.params, state.batch_stats, image, target, batch, key
+        )
+        return {"grads": grads, "batch_stats": batch_stats}, sums
+
+    return gradient
 
 
 def _accumulated(gradient: Callable, parts: int, block: int) -> Callable:
@@ -111,21 +142,22 @@ def _split_batch(x: jax.Array, parts: int, block: int) -> jax.Array:
 
 
 def make_eval_step(
-    graphdef: nnx.GraphDef, *, mean: float, std: float
+    graphdef: nnx.GraphDef, *, mean: float, std: float, objective: metrics.Objective
 ) -> Callable[[dict[str, PyTree], Batch], dict[str, metrics.Sums]]:
     """Builds step(weight_sets, batch) -> sums for each set of weights, from one reading of the batch.
 
-    The batch has "image" uint8[B, H, W, C], "label" int32[B] and "mask" float32[B], 0 on padding; the sets
-    are those of `state.weight_sets`. The loss has no label smoothing.
+    The batch has "image" uint8[B, H, W, C], "label" as the objective wants it and "mask" float32[B], 0 on padding;
+    the sets are those of `state.weight_sets`. The loss has no label smoothing.
     """
+    objective = dataclasses.replace(objective, label_smoothing=0.0)
 
     def eval_step(weight_sets, batch):
         image = normalize(batch["image"], mean=mean, std=std)
 
         def sums(weights):
             logits = nnx.merge(graphdef, weights["params"], weights["batch_stats"])(image)  # [B, classes]
-            loss = metrics.cross_entropy(logits, batch["label"])
-            return metrics.classification_sums(loss, logits, batch["label"], batch["mask"])
+            loss = objective.loss(logits, objective.targets(batch["label"]))
+            return objective.sums(loss, logits, batch["label"], batch["mask"])
 
         return {name: sums(weights) for name, weights in weight_sets.items()}
 

@@ -17,8 +17,8 @@ from xception_jax import models, state
 from xception_jax import step as step_lib
 from xception_jax.checkpoint import Checkpoints, first_line
 from xception_jax.config import Recipe
-from xception_jax.data import EvaluationTransform
 from xception_jax.errors import UserError
+from xception_jax.experiment import evaluation_transform
 from xception_jax.models import Preprocessing
 from xception_jax.workdir import read_recipe
 
@@ -36,8 +36,9 @@ class Trained:
       class_names: in the order of the logits.
       step: gradient steps it was trained for.
       weights: "averaged" or "raw".
-      evaluation: what the run measured at this step: {"raw": {"loss", "top1", "top5"}, "averaged": ...}; None
-        if it did not.
+      multilabel: whether an image has any number of classes instead of one.
+      evaluation: what the run measured at this step: {"raw": {"loss", "top1", ...}, "averaged": ...}; None if it
+        did not.
     """
 
     model: nnx.Module
@@ -46,6 +47,7 @@ class Trained:
     class_names: tuple[str, ...]
     step: int
     weights: str
+    multilabel: bool
     evaluation: dict[str, dict[str, float]] | None
 
     def preprocess(self, images: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
@@ -61,9 +63,7 @@ class Trained:
           ValueError: for another type of pixels, shape, or number of channels.
         """
         record, channels = self.preprocessing, self.recipe.model["in_channels"]
-        transform = EvaluationTransform(
-            image_size=record.image_size, crop_fraction=record.crop_fraction, resize=record.resize
-        )
+        transform = evaluation_transform(record)
         if len(images) == 0:
             raise ValueError("images is empty: pass one image or more")
         if isinstance(images, np.ndarray) and images.ndim == 3 and images.shape[2] == channels:
@@ -71,14 +71,18 @@ class Trained:
         return np.stack([transform.map({"image": _check_image(image, channels)})["image"] for image in images])
 
     def predict(self, images: Sequence[np.ndarray] | np.ndarray, *, batch_size: int = 128) -> np.ndarray:
-        """Class probabilities of any uint8 images, float32[N, classes]; see `preprocess` for what they may be."""
+        """Class probabilities of any uint8 images, float32[N, classes]; see `preprocess` for what they may be.
+
+        Those of an image add up to 1, or each is between 0 and 1 if `multilabel`.
+        """
+        probabilities = jax.nn.sigmoid if self.multilabel else jax.nn.softmax
         batch_size = min(batch_size, max(1, len(images)))
         parts = []
         for start in range(0, max(1, len(images)), batch_size):
             part = self.preprocess(images[start : start + batch_size])  # [n, size, size, C]
             padding = ((0, batch_size - len(part)), (0, 0), (0, 0), (0, 0))
             logits = self._logits(np.pad(part, padding))[: len(part)]
-            parts.append(np.asarray(jax.nn.softmax(logits)))
+            parts.append(np.asarray(probabilities(logits)))
         return np.concatenate(parts)
 
     @functools.cached_property
@@ -133,6 +137,7 @@ def load(workdir: str | os.PathLike, *, checkpoint: str | int = "best", weights:
         class_names=tuple(meta["class_names"]),
         step=step,
         weights=weights,
+        multilabel=meta["multilabel"],
         evaluation=meta["evaluation"],
     )
 

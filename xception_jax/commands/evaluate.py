@@ -36,6 +36,7 @@ def run(arguments: argparse.Namespace) -> None:
     )
     loop.check_classes(plan, meta)
     plan = dataclasses.replace(plan, preprocessing=Preprocessing(**meta["preprocessing"]))
-    eval_step = jax.jit(step.make_eval_step(graphdef, **plan.normalization), out_shardings=plan.replicated)
+    eval_step = step.make_eval_step(graphdef, **plan.normalization, objective=plan.objective)
+    eval_step = jax.jit(eval_step, out_shardings=plan.replicated)
     evaluation = loop.evaluate(plan, eval_step, weights)
     print(f"step {number} of {arguments.workdir}: {loop.describe(evaluation, len(plan.dataset.validation))}")

@@ -1,7 +1,7 @@
 """Batches of numpy arrays, with grain.
 
 The batch of a step is a function of (seed, step): resuming needs no iterator state, and a global batch, augmented,
-is the same array for any number of hosts.
+is the same array for any number of hosts, worker processes and threads.
 """
 
 import dataclasses
@@ -12,16 +12,61 @@ from typing import Any
 import grain
 import numpy as np
 
-from xception_jax.data.sources import Source
+from xception_jax.data import images
+from xception_jax.data.dataset import Source
 from xception_jax.data.transforms import EvaluationTransform, TrainTransform
 
 Batch = dict[str, np.ndarray]
 
 _EPOCHS = 1_000_000  # grain's endless repetition overflows where a host gets one image of a batch
+_ATTEMPTS = 10  # images in a row that may be unreadable before it is the disk that is to blame
+
+
+@dataclasses.dataclass(frozen=True)
+class Reader:
+    """A source whose images are decoded, and whose labels are arrays.
+
+    Attributes:
+      source: the images; those that are bytes get decoded.
+      classes: number of classes, if an image has several labels: these become uint8[classes] of 0 and 1.
+      orientation: turn pictures the way the camera was held, as their EXIF record says.
+      substitute: give the next readable image for one that cannot be read, whose index is then in "unreadable"
+        (otherwise -1); False = raise `images.UnreadableImage`.
+    """
+
+    source: Source
+    classes: int | None = None
+    orientation: bool = False
+    substitute: bool = False
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """{"image": uint8[H, W, C], "label": int32[] or uint8[classes], "unreadable": int32[] where asked for}."""
+        if not self.substitute:
+            return self._read(index)
+        for attempt in range(_ATTEMPTS):
+            try:
+                example = self._read((index + attempt) % len(self))
+                return example | {"unreadable": np.int32(index if attempt else -1)}
+            except images.UnreadableImage as error:
+                last = error
+        raise images.UnreadableImage(last.name, f"{last.reason}, nor the {_ATTEMPTS - 1} before it; is the disk there?")
+
+    def _read(self, index: int) -> dict[str, Any]:
+        example = self.source[index]
+        image, label = example["image"], example["label"]
+        if isinstance(image, bytes):
+            image = images.decode(image, name=self.source.name(index), orientation=self.orientation)
+        if self.classes is not None:
+            present, label = label, np.zeros(self.classes, np.uint8)
+            label[list(present)] = 1
+        return {"image": image, "label": label if self.classes is not None else np.int32(label)}
 
 
 def train_batches(
-    source: Source,
+    reader: Reader,
     transform: TrainTransform,
     *,
     batch_size: int,
@@ -35,7 +80,7 @@ def train_batches(
     """Endless training batches, each epoch in a new order, from `start_step` on; `close()` the iterator after use.
 
     Args:
-      source: the images.
+      reader: of the images; with `substitute`, so that a bad file does not end the run.
       transform: the augmentation, seeded by (seed, epoch, index).
       batch_size: of all processes together; a multiple of `process_count`.
       seed: of order and augmentation.
@@ -44,14 +89,13 @@ def train_batches(
       process_index, process_count: which of the consecutive shares of each batch to yield.
 
     Returns:
-      Iterator of {"image": uint8[B, H, W, C], "label": int32[B]}, B = batch_size / process_count.
+      Iterator of {"image": uint8[B, H, W, C], "label": int32[B] or uint8[B, classes], "seed": uint32[B],
+      "unreadable": int32[B]}, B = batch_size / process_count.
     """
     _check_share(batch_size, process_count)
-    dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat(_EPOCHS).random_map(transform)
+    dataset = grain.MapDataset.source(reader).seed(seed).shuffle().repeat(_EPOCHS).random_map(transform)
     dataset = dataset.batch(batch_size // process_count, batch_fn=_stack)[process_index::process_count]
-    dataset = dataset[start_step:].to_iter_dataset(
-        grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * num_threads)
-    )
+    dataset = dataset[start_step:].to_iter_dataset(_read_options(num_threads))
     if num_workers:
         options = grain.MultiprocessingOptions(num_workers=num_workers)
         dataset = dataset.mp_prefetch(options, worker_init_fn=_ignore_interrupts)
@@ -62,7 +106,7 @@ def train_batches(
 class _Padded:
     """A source made longer with copies of its first example, whose mask is 0."""
 
-    source: Source
+    source: Reader
     length: int
 
     def __len__(self) -> int:
@@ -74,26 +118,36 @@ class _Padded:
 
 
 def evaluation_batches(
-    source: Source,
+    reader: Reader,
     transform: EvaluationTransform,
     *,
     batch_size: int,
     num_threads: int = 2,
+    num_workers: int = 0,
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Batch]:
     """Every example once, in order; the last batch is padded, and every process gets as many batches.
 
+    An unreadable image is an error: an evaluation without it would be of another set.
+
     Returns:
-      Iterator of {"image": uint8[B, H, W, C], "label": int32[B], "mask": float32[B]}, mask 0 on padding,
-      B = batch_size / process_count.
+      Iterator of {"image": uint8[B, H, W, C], "label": int32[B] or uint8[B, classes], "mask": float32[B]}, mask 0
+      on padding, B = batch_size / process_count.
     """
     _check_share(batch_size, process_count)
-    length = -(-len(source) // batch_size) * batch_size
-    dataset = grain.MapDataset.source(_Padded(source, length)).map(transform)
+    length = -(-len(reader) // batch_size) * batch_size
+    dataset = grain.MapDataset.source(_Padded(reader, length)).map(transform)
     dataset = dataset.batch(batch_size // process_count, batch_fn=_stack)[process_index::process_count]
-    read = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * num_threads)
-    return iter(dataset.to_iter_dataset(read))
+    dataset = dataset.to_iter_dataset(_read_options(num_threads))
+    if num_workers:
+        options = grain.MultiprocessingOptions(num_workers=num_workers)
+        dataset = dataset.mp_prefetch(options, worker_init_fn=_ignore_interrupts)
+    return iter(dataset)
+
+
+def _read_options(num_threads: int) -> grain.ReadOptions:
+    return grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * num_threads)
 
 
 def _ignore_interrupts(worker: int, workers: int) -> None:
@@ -107,5 +161,4 @@ def _check_share(batch_size: int, process_count: int) -> None:
 
 
 def _stack(examples: list[dict[str, Any]]) -> Batch:
-    batch = {name: np.stack([example[name] for example in examples]) for name in examples[0]}
-    return batch | {"label": batch["label"].astype(np.int32)}
+    return {name: np.stack([example[name] for example in examples]) for name in examples[0]}

@@ -1,158 +1,63 @@
-"""Labelled images with random access: source[i] -> {"image": uint8[H, W, C], "label": int}."""
+"""Datasets by name."""
 
-import dataclasses
-import functools
-import pathlib
-from collections.abc import Callable
-from typing import Any, Protocol
+import difflib
 
-import numpy as np
-from PIL import Image
+from xception_jax.data import builtin, folder, manifest, records
+from xception_jax.data.dataset import Dataset
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
+NAMES = ("digits", "digits_multilabel", "synthetic", "folder", "manifest")
+RECORDS = "tfds:"  # before the name of a TFDS data set
 
 
-class Source(Protocol):
-    """What the pipeline reads: a length and random access."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> dict[str, Any]: ...
-
-
-@dataclasses.dataclass(frozen=True)
-class Dataset:
-    """Training and validation images of one task.
-
-    Attributes:
-      train, validation: the sources.
-      class_names: in the order of the labels.
-      channels: C of the images.
-    """
-
-    train: Source
-    validation: Source
-    class_names: tuple[str, ...]
-    channels: int
-
-
-@dataclasses.dataclass(frozen=True)
-class ArraySource:
-    """Images held in memory: uint8[N, H, W, C], and labels int[N]."""
-
-    images: np.ndarray
-    labels: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"image": self.images[index], "label": int(self.labels[index])}
-
-
-@dataclasses.dataclass(frozen=True)
-class ImageFiles:
-    """Image files, decoded to RGB when read."""
-
-    paths: tuple[str, ...]
-    labels: tuple[int, ...]
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        path = self.paths[index]
-        try:
-            with Image.open(path) as image:
-                if image.mode == "I;16":  # Pillow would clip it at 255
-                    image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
-                pixels = np.asarray(image.convert("RGB"))  # [H, W, 3]
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow raises each
-            raise ValueError(f"cannot read image {path}: {error}; repair or remove the file") from error
-        return {"image": pixels, "label": self.labels[index]}
-
-
-def digits() -> Dataset:
-    """scikit-learn's 1,797 handwritten digits, 8x8 grey: 1,437 to train on, 360 held out, ten classes.
-
-    The test part of the UCI set of Alpaydin and Kaynak (1998), split at random with a fixed seed and equal
-    shares of the classes.
-    """
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
-
-    table = load_digits()
-    images = np.round(table.images * (255 / 16)).astype(np.uint8)[..., None]  # [N, 8, 8, 1], from 0..16
-    parts = train_test_split(images, table.target, test_size=360, stratify=table.target, random_state=0)
-    train_images, held_out_images, train_labels, held_out_labels = parts
-    return Dataset(
-        train=ArraySource(train_images, train_labels),
-        validation=ArraySource(held_out_images, held_out_labels),
-        class_names=tuple(str(name) for name in table.target_names),
-        channels=1,
-    )
-
-
-def image_folder(root: str | pathlib.Path) -> Dataset:
-    """Image files in root/train/CLASS/ and root/val/CLASS/; classes are numbered in the order of their names.
-
-    Raises:
-      ValueError: if a folder is missing or empty, or the two name different classes.
-    """
-    root = pathlib.Path(root)
-    folders = {split: root / split for split in ("train", "val")}
-    for split, folder in folders.items():
-        if not folder.is_dir():
-            raise ValueError(
-                f"root = {str(root)!r}: has no folder {split}/; images belong in train/CLASS/ and val/CLASS/"
-            )
-    names = {
-        split: sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name[0] != ".")
-        for split, folder in folders.items()
-    }
-    if names["train"] != names["val"]:
-        differ = sorted(set(names["train"]) ^ set(names["val"]))
-        raise ValueError(
-            f"root = {str(root)!r}: classes {differ[:5]} are in only one of train/ and val/; complete the other"
-        )
-    train, validation = (_list_files(folder, names["train"]) for folder in folders.values())
-    return Dataset(train=train, validation=validation, class_names=tuple(names["train"]), channels=3)
-
-
-def _list_files(folder: pathlib.Path, class_names: list[str]) -> ImageFiles:
-    files = [
-        (str(path), label)
-        for label, name in enumerate(class_names)
-        for path in sorted((folder / name).rglob("*"))
-        if path.suffix.lower() in IMAGE_SUFFIXES
-    ]
-    if not files:
-        suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
-        raise ValueError(f"root = {str(folder.parent)!r}: no image files ({suffixes}) below {folder}; add some")
-    paths, labels = zip(*files, strict=True)
-    return ImageFiles(paths, labels)
-
-
-SOURCES: dict[str, Callable[..., Dataset]] = {"digits": digits, "image_folder": image_folder}
-
-
-def load(name: str, *, root: str | None = None) -> Dataset:
+def load(
+    name: str,
+    *,
+    root: str | None = None,
+    image_size: int = 299,
+    train_split: str | None = None,
+    eval_split: str | None = None,
+    holdout: float = 0.1,
+    classes: str | None = None,
+) -> Dataset:
     """The dataset called `name`.
 
     Args:
-      name: a key of `SOURCES`.
-      root: where its files are; needed by "image_folder", refused by "digits".
+      name: "digits", "digits_multilabel", "synthetic", "folder", "manifest", or "tfds:" and the name of a set
+        that TFDS or `python -m xception_jax prepare` wrote.
+      root: the folder; the manifest's file; TFDS's data_dir.
+      image_size: of "synthetic", in pixels.
+      train_split, eval_split: of "tfds:", see `records.load`.
+      holdout: of "folder" and "manifest" without validation pictures of their own.
+      classes: of "manifest", see there.
 
     Raises:
-      ValueError: for an unknown name, or a root that is missing, needless or unusable.
+      ValueError: for an unknown name, settings that do not belong together, or files that are not as they should be.
     """
-    if name not in SOURCES:
-        raise ValueError(f"source = {name!r}: choose one of {sorted(SOURCES)}")
-    make = SOURCES[name]
-    if name == "image_folder":
-        if root is None:
-            raise ValueError("root = None: source 'image_folder' needs the folder that holds train/ and val/")
-        make = functools.partial(make, root)
-    elif root is not None:
-        raise ValueError(f"root = {root!r}: source {name!r} comes without files; set root to None")
-    return make()
+    needs_root = name in ("folder", "manifest")
+    is_records = name.startswith(RECORDS)
+    if name not in NAMES and not is_records:
+        near = difflib.get_close_matches(name, NAMES, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"choose one of {NAMES} or 'tfds:NAME'"
+        raise ValueError(f"name = {name!r}: no such dataset; {hint}")
+    if needs_root and root is None:
+        kind = "folder of the pictures" if name == "folder" else ".csv or .jsonl file"
+        raise ValueError(f"root = None: dataset {name!r} needs it; name the {kind}")
+    if root is not None and not (needs_root or is_records):
+        raise ValueError(f"root = {root!r}: dataset {name!r} comes without files; set root to None")
+    _refuse_needless("classes", classes, name, name == "manifest")
+    for key, split in {"train_split": train_split, "eval_split": eval_split}.items():
+        _refuse_needless(key, split, name, is_records)
+    if is_records:
+        return records.load(name.removeprefix(RECORDS), root=root, train_split=train_split, eval_split=eval_split)
+    return {
+        "digits": builtin.digits,
+        "digits_multilabel": builtin.digits_multilabel,
+        "synthetic": lambda: builtin.synthetic(image_size),
+        "folder": lambda: folder.load(root, holdout=holdout),
+        "manifest": lambda: manifest.load(root, classes=classes, holdout=holdout),
+    }[name]()
+
+
+def _refuse_needless(key: str, value: str | None, name: str, belongs: bool) -> None:
+    if value is not None and not belongs:
+        raise ValueError(f"{key} = {value!r}: does not belong to dataset {name!r}; set it to None")

@@ -1,4 +1,4 @@
-"""From an image of any size to the model's: numpy and Pillow, uint8 in and out."""
+"""From an image of any size to the model's, on the host: uint8 in and out. The rest happens on the device."""
 
 import dataclasses
 import math
@@ -6,44 +6,12 @@ from typing import Any
 
 import grain
 import numpy as np
-from PIL import Image
 
-FILTERS = {
-    "nearest": Image.Resampling.NEAREST,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-}
+from xception_jax.data.randaugment import rand_augment
+from xception_jax.data.resizing import Box, evaluation_image, resize
 
-Box = tuple[float, float, float, float]
-
-
-def resize(image: np.ndarray, size: int, *, method: str, box: Box | None = None) -> np.ndarray:
-    """Resizes the part `box` = (left, top, right, bottom) of an image, antialiased.
-
-    Args:
-      image: uint8[H, W, C], C 1 or 3.
-      size: height and width of the result in pixels.
-      method: "nearest", "bilinear" or "bicubic".
-      box: in pixels, fractions allowed; None = all of it.
-
-    Returns:
-      uint8[size, size, C].
-    """
-    height, width, channels = image.shape
-    if box in (None, (0, 0, width, height)) and (height, width) == (size, size):
-        return image
-    pillow = Image.fromarray(image[..., 0] if channels == 1 else image)
-    return np.asarray(pillow.resize((size, size), FILTERS[method], box=box)).reshape(size, size, channels)
-
-
-def central_box(height: int, width: int, fraction: float) -> Box:
-    """The box with `fraction` of the height and of the width around the center.
-
-    >>> central_box(100, 200, 0.5)
-    (50.0, 25.0, 150.0, 75.0)
-    """
-    top, left = height * (1 - fraction) / 2, width * (1 - fraction) / 2
-    return (left, top, width - left, height - top)
+CROPS = ("none", "pad", "random_resized")
+INCEPTION_METHODS = ("bilinear", "nearest", "bicubic", "area")
 
 
 def random_box(
@@ -67,55 +35,64 @@ def random_box(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluationTransform(grain.transforms.Map):
-    """Central crop, then resize; as TF-Slim evaluated Inception: aspect ratios are not kept."""
+    """What an evaluation shows of an image; see `resizing.evaluation_image`."""
 
     image_size: int
+    crop: str
     crop_fraction: float
     resize: str
 
     def map(self, element: dict[str, Any]) -> dict[str, Any]:
         """{"image": uint8[H, W, C], ...} -> {"image": uint8[size, size, C], ...}."""
-        image = element["image"]
-        box = central_box(*image.shape[:2], self.crop_fraction)
-        return element | {"image": resize(image, self.image_size, method=self.resize, box=box)}
+        return element | {"image": evaluation_image(element["image"], **dataclasses.asdict(self))}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainTransform(grain.transforms.RandomMap):
-    """Augmentation: a random crop of the given kind, then a mirror image half of the time.
+    """The part of the augmentation that needs the whole image, or OpenCV; `augment.Augmentation` does the rest.
 
     Attributes:
       image_size: in pixels.
-      resize: interpolation.
+      resize: a method of `resizing.resize`, or "inception": one of `INCEPTION_METHODS` at random.
       crop: "none": the whole image, resized. "pad": resized, zeros on all sides, cut back at random.
         "random_resized": a random box, resized.
       pad_pixels: on each side, for "pad".
-      min_area: smallest share of the image's area, for "random_resized" (0.05 in TensorFlow's Inception).
-      flip: mirror left and right.
+      area: smallest and largest share of the image's area, for "random_resized" (0.05 to 1 in TensorFlow's
+        Inception).
+      aspect: smallest and largest ratio of width to height of the box, likewise.
+      randaugment_ops, randaugment_magnitude: see `randaugment.rand_augment`; 0 operations = none.
     """
 
     image_size: int
     resize: str
     crop: str
     pad_pixels: int = 4
-    min_area: float = 0.08
-    flip: bool = True
+    area: tuple[float, float] = (0.08, 1.0)
+    aspect: tuple[float, float] = (3 / 4, 4 / 3)
+    randaugment_ops: int = 0
+    randaugment_magnitude: float = 9.0
 
     def __post_init__(self):
-        if self.crop not in (kinds := ("none", "pad", "random_resized")):
-            raise ValueError(f"crop = {self.crop!r}: choose one of {kinds}")
+        if self.crop not in CROPS:
+            raise ValueError(f"crop = {self.crop!r}: choose one of {CROPS}")
 
     def random_map(self, element: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-        """{"image": uint8[H, W, C], ...} -> {"image": uint8[size, size, C], ...}."""
+        """{"image": uint8[H, W, C], ...} -> {"image": uint8[size, size, C], "seed": uint32[], ...}.
+
+        The seed is that of the image's augmentation on the device.
+        """
         image, size, box = element["image"], self.image_size, None
         if self.crop == "random_resized":
-            box = random_box(*image.shape[:2], rng, area=(self.min_area, 1.0), aspect=(3 / 4, 4 / 3))
-        image = resize(image, size, method=self.resize, box=box)
+            box = random_box(*image.shape[:2], rng, area=self.area, aspect=self.aspect)
+        method = INCEPTION_METHODS[rng.integers(4)] if self.resize == "inception" else self.resize
+        image = resize(image, (size, size), method=method, box=box)
         if self.crop == "pad":
             pad = self.pad_pixels
             image = np.pad(image, ((pad, pad), (pad, pad), (0, 0)))  # [size + 2 pad, size + 2 pad, C]
             top, left = rng.integers(2 * pad + 1, size=2)
             image = image[top : top + size, left : left + size]
-        if self.flip and rng.random() < 0.5:
-            image = image[:, ::-1]
-        return element | {"image": np.ascontiguousarray(image)}
+        if self.randaugment_ops:
+            image = rand_augment(
+                image, rng, num_ops=self.randaugment_ops, magnitude=self.randaugment_magnitude
+            )
+        return element | {"image": image, "seed": rng.integers(2**32, dtype=np.uint32)}

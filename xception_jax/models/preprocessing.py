@@ -1,7 +1,6 @@
 """The record that says how images become a model's input."""
 
 import dataclasses
-from typing import Literal
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -11,12 +10,12 @@ class Preprocessing:
     Attributes:
       image_size: height and width of the input in pixels.
       mean, std: pixel values in [0, 1] are normalized as (value - mean) / std; .5 and .5 give [-1, 1].
-      crop_fraction: share of the image's height and width, around its center, that evaluation keeps.
-      resize: interpolation, antialiased (Pillow's filters).
+      crop, crop_fraction, resize: what an evaluation shows of an image; see `data.resizing.evaluation_image`.
     """
 
     image_size: int
     mean: float
     std: float
+    crop: str
     crop_fraction: float
-    resize: Literal["nearest", "bilinear", "bicubic"]
+    resize: str

@@ -152,7 +152,9 @@ class Module(nnx.Module):
 class Xception(nnx.Module):
     """The network of figure 5. State: parameters and batch statistics, nothing else."""
 
-    PREPROCESSING = Preprocessing(image_size=299, mean=0.5, std=0.5, crop_fraction=0.875, resize="bilinear")
+    PREPROCESSING = Preprocessing(
+        image_size=299, mean=0.5, std=0.5, crop="central", crop_fraction=0.875, resize="bilinear"
+    )
     CONFIG = Config
 
     def __init__(self, config: Config, *, rngs: nnx.Rngs):

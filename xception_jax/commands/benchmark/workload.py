@@ -16,7 +16,7 @@ import pydantic
 from flax import nnx
 from jax.extend import core
 
-from xception_jax import models, optim, state
+from xception_jax import metrics, models, optim, state
 from xception_jax import step as step_lib
 from xception_jax.errors import UserError
 
@@ -174,12 +174,15 @@ class Step:
             return state.create(workload.create_model(key), optimizer, averaging=False)
 
         train_state = jax.jit(init)(jax.random.key(0))
-        batch, (graphdef, *_) = synthetic_batch(workload), state.split(workload.abstract_model())
+        model = workload.abstract_model()
+        batch, (graphdef, *_) = synthetic_batch(workload), state.split(model)
+        objective = metrics.Objective(num_classes=model.config.num_classes)
+        settings = {**workload.normalization, "objective": objective}
         if self.training:
-            function = step_lib.make_train_step(graphdef, optimizer, **workload.normalization)
+            function = step_lib.make_train_step(graphdef, optimizer, **settings)
             self._carried, self._fixed = train_state, (batch, jax.random.key(1))
         else:
-            function = step_lib.make_eval_step(graphdef, **workload.normalization)
+            function = step_lib.make_eval_step(graphdef, **settings)
             self._carried, self._fixed = state.weight_sets(train_state), (batch,)
         jitted = jax.jit(function, donate_argnums=0 if self.training else ())
         start = time.perf_counter()
@@ -199,10 +202,11 @@ class Step:
 
 
 def synthetic_batch(workload: Workload) -> dict[str, jax.Array]:
-    """Random images uint8[N, H, W, C], labels int32[N] and a mask of ones float32[N], on the device."""
+    """Random images uint8[N, H, W, C] and labels int32[N], all of them to be counted, on the device."""
     rng = np.random.default_rng(0)
     config = models.model_class(workload.model).CONFIG(**workload.settings)
     n, size = workload.batch, workload.image_size
     image = rng.integers(0, 256, (n, size, size, config.in_channels), dtype=np.uint8)
     label = rng.integers(0, config.num_classes, n, dtype=np.int32)
-    return jax.device_put({"image": image, "label": label, "mask": np.ones(n, np.float32)})
+    counted = {"mask": np.ones(n, np.float32), "unreadable": np.full(n, -1, np.int32)}
+    return jax.device_put({"image": image, "label": label, **counted})

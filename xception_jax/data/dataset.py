@@ -1,0 +1,99 @@
+"""What a dataset is: images with labels that can be read in any order."""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from xception_jax.data.images import UnreadableImage
+
+
+class Source(Protocol):
+    """Images in random access.
+
+    `source[i]` is {"image": uint8[H, W, C], or the bytes of a file to decode, "label": int, or ints for several
+    labels}; `source.name(i)` says in messages which image that is.
+    """
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+
+    def name(self, index: int) -> str: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """Training and validation images of one task.
+
+    Attributes:
+      train, validation: the sources.
+      class_names: in the order of the labels.
+      channels: C of the images; what has to be decoded has 3.
+      multilabel: an image has any number of labels instead of one.
+      class_weights: of the classes in the loss; None = all 1.
+      notes: what the user should know of how the images were found, a line each.
+    """
+
+    train: Source
+    validation: Source
+    class_names: tuple[str, ...]
+    channels: int = 3
+    multilabel: bool = False
+    class_weights: tuple[float, ...] | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class ArraySource:
+    """Images held in memory: uint8[N, H, W, C], and labels int[N] or tuples of ints."""
+
+    images: np.ndarray
+    labels: Sequence[int] | Sequence[tuple[int, ...]]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"image": self.images[index], "label": self.labels[index]}
+
+    def name(self, index: int) -> str:
+        """Its place in the array."""
+        return f"number {index}"
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageFiles:
+    """Image files, read when asked for.
+
+    Attributes:
+      root: folder that the paths start from.
+      paths: bytes[N]; one array instead of many strings, since worker processes get a copy each.
+      labels: int[N] or tuples of ints.
+    """
+
+    root: str
+    paths: np.ndarray
+    labels: Sequence[int] | Sequence[tuple[int, ...]]
+
+    @classmethod
+    def make(cls, root: str | pathlib.Path, paths: Sequence[str], labels: Sequence) -> "ImageFiles":
+        """From relative paths as strings."""
+        return cls(str(root), np.array([os.fsencode(path) for path in paths], dtype=np.bytes_), labels)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        try:
+            image = pathlib.Path(self.name(index)).read_bytes()
+        except OSError as error:
+            raise UnreadableImage(self.name(index), error.strerror or str(error)) from error
+        return {"image": image, "label": self.labels[index]}
+
+    def name(self, index: int) -> str:
+        """Its path."""
+        return os.path.join(self.root, os.fsdecode(self.paths[index].item()))

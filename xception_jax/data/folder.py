@@ -1,0 +1,141 @@
+"""A folder of pictures: root/CLASS/*, or root/train/CLASS/* and root/val/CLASS/*."""
+
+import dataclasses
+import hashlib
+import os
+import pathlib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from xception_jax.data.dataset import Dataset, ImageFiles
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"}
+
+
+def load(root: str | pathlib.Path, *, holdout: float) -> Dataset:
+    """Classes are folders, numbered in the order of their names; pictures may lie in folders below them.
+
+    Symbolic links are followed. What is left out is told in `Dataset.notes`: files that are no pictures by their
+    name, broken links, files this user may not read.
+
+    Args:
+      root: holds train/ and val/, or train/ alone, or the classes themselves.
+      holdout: where there is no val/, share of the pictures of each class that goes to validation, by a hash of
+        their path: the same pictures on every machine, and still when others are added.
+
+    Raises:
+      ValueError: for a missing folder, a class without pictures, or classes that differ between train/ and val/.
+    """
+    root = pathlib.Path(root)
+    if not root.is_dir():
+        raise ValueError(f"root = {str(root)!r}: no such folder; name one that holds a folder of pictures a class")
+    split = (root / "train").is_dir()
+    if not split and (root / "val").is_dir():
+        raise ValueError(f"root = {str(root)!r}: has val/ but no train/; add it, or name the folder of the classes")
+    train_folder = root / "train" if split else root
+    listing = _list_classes(train_folder)
+    if empty := [name for name, paths in listing.pictures.items() if not paths]:
+        raise ValueError(
+            f"root = {str(root)!r}: no pictures ({', '.join(sorted(IMAGE_SUFFIXES))}) in class"
+            f" {empty[0]!r}{f' and {len(empty) - 1} others' if len(empty) > 1 else ''}; add some or remove the folder"
+        )
+    if split and (root / "val").is_dir():
+        held_out = _list_classes(root / "val")
+        _check_same_classes(root, listing, held_out)
+        train, validation = _files(train_folder, listing), _files(root / "val", held_out)
+        notes = [*listing.notes("train/"), *held_out.notes("val/")]
+    else:
+        train, validation = _split(train_folder, listing, holdout)
+        notes = [*listing.notes(), f"no val/: {holdout:.0%} of the pictures, chosen by a hash of their path, held out"]
+    for part, files in {"train": train, "val": validation}.items():
+        if not len(files):
+            raise ValueError(f"root = {str(root)!r}: no pictures for {part}; add some, or change data.holdout")
+    if missing := sorted(set(range(len(listing.pictures))) - set(validation.labels.tolist())):
+        names = [list(listing.pictures)[label] for label in missing]
+        notes.append(f"{len(names)} classes have no validation pictures: {_some(names)}")
+    return Dataset(train, validation, class_names=tuple(listing.pictures), notes=tuple(notes))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Listing:
+    """What lies in a folder of classes; all paths are relative to it."""
+
+    pictures: dict[str, list[str]]  # by class
+    others: list[str]
+    unreadable: list[str]
+
+    def notes(self, where: str = "") -> Iterator[str]:
+        if self.unreadable:
+            yield f"left out {len(self.unreadable)} files that cannot be opened: {_some(self.unreadable, where)}"
+        if self.others:
+            yield f"left out {len(self.others)} files that are no pictures by their name: {_some(self.others, where)}"
+
+
+def _some(names: Sequence[str], where: str = "") -> str:
+    """The first three, and that there are more."""
+    return ", ".join(where + name for name in names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+def _list_classes(folder: pathlib.Path) -> _Listing:
+    names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if not names:
+        raise ValueError(f"root = {str(folder)!r}: has no folders; make one for each class of pictures")
+    listing = _Listing({name: [] for name in names}, [], [])
+    for name in names:
+        for path in sorted(_walk(folder / name)):
+            relative = os.path.relpath(path, folder)
+            if os.path.splitext(path)[1].lower() not in IMAGE_SUFFIXES:
+                listing.others.append(relative)
+            elif not os.access(path, os.R_OK):  # a broken link as well
+                listing.unreadable.append(relative)
+            else:
+                listing.pictures[name].append(relative)
+    return listing
+
+
+def _walk(folder: pathlib.Path) -> Iterator[str]:
+    """Paths of all files below a folder, through links, but through none twice."""
+    seen = set()
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (os.path.join(parent, name) for name in files if not name.startswith("."))
+
+
+def _check_same_classes(root: pathlib.Path, train: _Listing, held_out: _Listing) -> None:
+    if differ := sorted(train.pictures.keys() ^ held_out.pictures.keys()):
+        raise ValueError(
+            f"root = {str(root)!r}: classes {_some(differ)} are in only one of train/ and val/; complete the other"
+        )
+
+
+def _files(folder: pathlib.Path, listing: _Listing, keep=lambda path: True) -> ImageFiles:
+    pairs = [
+        (path, label) for label, paths in enumerate(listing.pictures.values()) for path in paths if keep(path)
+    ]
+    labels = np.array([label for _, label in pairs], np.int32)
+    return ImageFiles.make(folder, [path for path, _ in pairs], labels)
+
+
+def _split(folder: pathlib.Path, listing: _Listing, holdout: float) -> tuple[ImageFiles, ImageFiles]:
+    return (
+        _files(folder, listing, lambda path: not is_held_out(path, holdout)),
+        _files(folder, listing, lambda path: is_held_out(path, holdout)),
+    )
+
+
+def is_held_out(path: str, share: float) -> bool:
+    """Whether the picture called `path` belongs to the `share` in [0, 1) that is held out.
+
+    Decided by the SHA-256 of the name alone, so that it stays when other pictures come or go.
+
+    >>> [is_held_out(f"cat/{i}.jpg", 0.25) for i in range(4)]
+    [False, False, True, False]
+    """
+    digest = hashlib.sha256(os.fsencode(path.replace(os.sep, "/"))).digest()
+    return int.from_bytes(digest[:8], "big") < share * 2**64
