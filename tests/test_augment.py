@@ -4,6 +4,7 @@ What was drawn for an image is read off what became of a plain image with the sa
 """
 
 import colorsys
+import dataclasses
 import functools
 import itertools
 
@@ -19,6 +20,13 @@ from sklearn.datasets import load_sample_image
 from xception_jax import augment
 from xception_jax.augment import Augmentation
 
+adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue = map(
+    jax.jit, (augment.adjust_brightness, augment.adjust_contrast, augment.adjust_saturation, augment.adjust_hue)
+)
+jitter_brightness, jitter_contrast, jitter_saturation = map(
+    jax.jit, (augment.jitter_brightness, augment.jitter_contrast, augment.jitter_saturation)
+)
+symmetric_beta = jax.jit(augment.symmetric_beta)
 SIZE = 16
 EVERYTHING = Augmentation(flip=True, color="jitter", hue=0.2, mixup_alpha=0.4, cutmix_alpha=1.0)
 
@@ -69,45 +77,45 @@ class TestColorFunctions:
     def test_hue_turns_as_in_colorsys(self, shift):
         images = np.float32(photographs() / 255)
         expected = by_colorsys(images, lambda h, s, v: ((h + shift) % 1, s, v))
-        actual = augment.adjust_hue(jnp.array(images), jnp.full(2, shift))
+        actual = adjust_hue(jnp.array(images), jnp.full(2, shift))
         np.testing.assert_allclose(actual, expected, atol=2e-6)
 
     @pytest.mark.parametrize("factor", [0.0, 0.5, 1.0, 1.5, 4.0])
     def test_saturation_scales_as_in_colorsys(self, factor):
         images = np.float32(photographs() / 255)
         expected = by_colorsys(images, lambda h, s, v: (h, min(s * factor, 1), v))
-        actual = augment.adjust_saturation(jnp.array(images), jnp.full(2, factor))
+        actual = adjust_saturation(jnp.array(images), jnp.full(2, factor))
         np.testing.assert_allclose(actual, expected, atol=2e-6)
 
-    @pytest.mark.parametrize("function", [augment.adjust_hue, augment.adjust_saturation])
+    @pytest.mark.parametrize("function", [adjust_hue, adjust_saturation])
     def test_pixels_without_color_stay(self, function):
         grays = [0.0, 1e-42, 1e-30, 0.3, 1.0]
         pixels = np.array([(g, g, g) for g in grays] + [(1e-42, 0, 0), (0, 1e-20, 1e-30)], np.float32)
-        actual = jax.jit(function)(jnp.array(pixels[None, None]), jnp.array([0.4]))
+        actual = function(jnp.array(pixels[None, None]), jnp.array([0.4]))
         np.testing.assert_allclose(actual, pixels[None, None], atol=1e-7)
 
     def test_saturation_of_a_pixel_without_light_is_zero(self):
         pixel = jnp.array([[[[-0.1, -0.2, -0.3]]]])
-        np.testing.assert_allclose(augment.adjust_saturation(pixel, jnp.ones(1)).ravel(), [-0.1] * 3, rtol=1e-6)
+        np.testing.assert_allclose(adjust_saturation(pixel, jnp.ones(1)).ravel(), [-0.1] * 3, rtol=1e-6)
 
     def test_contrast_keeps_the_mean_of_each_channel(self):
         images = photographs() / 255
         mean = images.mean((1, 2), keepdims=True)
         factor = np.array([0.5, 1.5])
         expected = mean + (images - mean) * factor[:, None, None, None]
-        actual = augment.adjust_contrast(jnp.array(images, jnp.float32), jnp.array(factor, jnp.float32))
+        actual = adjust_contrast(jnp.array(images, jnp.float32), jnp.array(factor, jnp.float32))
         np.testing.assert_allclose(actual, expected, atol=1e-6)
 
     def test_brightness_is_added(self):
-        actual = augment.adjust_brightness(jnp.full((2, 1, 1, 3), 0.9), jnp.array([0.2, -1.0]))
+        actual = adjust_brightness(jnp.full((2, 1, 1, 3), 0.9), jnp.array([0.2, -1.0]))
         np.testing.assert_allclose(actual[:, 0, 0], [[1.1] * 3, [-0.1] * 3], rtol=1e-6)
 
     @pytest.mark.parametrize(
         "function, enhance",
         [
-            (augment.jitter_brightness, ImageEnhance.Brightness),
-            (augment.jitter_contrast, ImageEnhance.Contrast),
-            (augment.jitter_saturation, ImageEnhance.Color),
+            (jitter_brightness, ImageEnhance.Brightness),
+            (jitter_contrast, ImageEnhance.Contrast),
+            (jitter_saturation, ImageEnhance.Color),
         ],
     )
     @pytest.mark.parametrize("factor", [0.0, 0.6, 1.0, 1.4])
@@ -159,11 +167,11 @@ class TestInceptionColors:
         image = photographs()[1] / 255
         actual = augmented(count, image, color="inception")
         delta, saturation, shift, contrast = (jnp.array(x, jnp.float32) for x in self.draws(count))
-        start = augment.adjust_brightness(jnp.array([image] * count, jnp.float32), delta)
-        last = augment.adjust_hue(augment.adjust_saturation(start, saturation), shift)
-        last = augment.adjust_contrast(last, contrast)
-        first = augment.adjust_saturation(augment.adjust_contrast(start, contrast), saturation)
-        first = augment.adjust_hue(first, shift)
+        start = adjust_brightness(jnp.array([image] * count, jnp.float32), delta)
+        last = adjust_hue(adjust_saturation(start, saturation), shift)
+        last = adjust_contrast(last, contrast)
+        first = adjust_saturation(adjust_contrast(start, contrast), saturation)
+        first = adjust_hue(first, shift)
         errors = np.array([np.abs(actual - np.clip(x, 0, 1)).max((1, 2, 3)) for x in (last, first)])
         assert errors.min(0).max() < 1e-4 < np.median(errors.max(0))
         assert 420 < (errors[0] < errors[1]).sum() < 580  # five standard deviations
@@ -175,59 +183,61 @@ class TestInceptionColors:
         np.testing.assert_allclose(contrast, 1, atol=1e-5)
         image = photographs()[0] / 255
         bright = (image + delta[:, None, None, None]).astype(np.float32)
-        expected = augment.adjust_saturation(jnp.array(bright), jnp.array(saturation, jnp.float32))
+        expected = adjust_saturation(jnp.array(bright), jnp.array(saturation, jnp.float32))
         actual = augmented(count, image, color=kind)
         np.testing.assert_allclose(actual, np.clip(expected, 0, 1), atol=1e-5)
         assert np.ptp(saturation) > 0.8 and np.ptp(delta) > 0.2
 
 
 class TestColorJitter:
-    OFF = {"color": "jitter", "brightness": 0, "contrast": 0, "saturation": 0, "hue": 0}
+    SETTINGS = Augmentation(color="jitter", brightness=0.8, contrast=0.4, saturation=0.5, hue=0.2)
+    COLOR = (0.3, 0.25, 0.2)
+
+    def augmented(self, image):
+        return augmented(1000, image, **dataclasses.asdict(self.SETTINGS))
+
+    def draws(self):
+        """(brightness, contrast, saturation, shift): [1000] each."""
+        brightness = self.augmented(plain(0.2))[:, 0, 0, 0] / 0.2
+        pair = self.augmented(gray_pair(0.1, 0.3))[:, 0]  # [N, W, 3]
+        contrast = (pair[:, -1, 0] - pair[:, 0, 0]) / 0.2 / brightness
+        colored = self.augmented(plain(*self.COLOR))
+        return brightness, contrast, chroma(colored) / 0.1 / brightness / contrast, hue_shift(colored, self.COLOR)
 
     def test_strength_is_the_width_of_the_range(self):
-        bright = augmented(1000, plain(0.5), **self.OFF | {"brightness": 0.3})[:, 0, 0, 0] / 0.5
-        assert_uniform(bright, 0.7, 1.3)
-        pair = augmented(1000, gray_pair(0.4, 0.6), **self.OFF | {"contrast": 0.5})[:, 0]
-        assert_uniform((pair[:, -1, 0] - pair[:, 0, 0]) / 0.2, 0.5, 1.5)
-        color = (0.6, 0.5, 0.45)
-        assert_uniform(chroma(augmented(1000, plain(*color), **self.OFF | {"saturation": 0.8})) / 0.15, 0.2, 1.8)
-        assert_uniform(hue_shift(augmented(1000, plain(*color), **self.OFF | {"hue": 0.5}), color), -0.5, 0.5)
-
-    def test_factors_are_not_negative(self):
-        bright = augmented(1000, plain(0.25), **self.OFF | {"brightness": 2})[:, 0, 0, 0] / 0.25
-        assert_uniform(bright, 0, 3)
-
-    def test_without_strength_the_image_stays(self):
-        image = photographs()[0] / 255
-        np.testing.assert_array_equal(augmented(2, image, **self.OFF), np.float32([image, image]))
+        brightness, contrast, saturation, shift = self.draws()
+        assert_uniform(brightness, 0.2, 1.8)
+        assert_uniform(contrast, 0.6, 1.4)
+        assert_uniform(saturation, 0.5, 1.5)
+        assert_uniform(shift, -0.2, 0.2)
+        assert np.abs(np.corrcoef([brightness, contrast, saturation, shift]) - np.eye(4)).max() < 0.12
 
     def test_all_24_orders_occur(self):
-        count, settings = 600, {"color": "jitter", "brightness": 0.8, "hue": 0.2}
-        dark = augmented(count, plain(0.2), **settings)[:, 0, 0, 0]
-        pair = augmented(count, gray_pair(0.1, 0.3), **settings)[:, 0]
-        colored = augmented(count, plain(0.3, 0.25, 0.2), **settings)
-        brightness = dark / 0.2
-        contrast = (pair[:, -1, 0] - pair[:, 0, 0]) / 0.2 / brightness
-        saturation = chroma(colored) / 0.1 / brightness / contrast
-        shift = hue_shift(colored, (0.3, 0.25, 0.2))
-        amounts = [jnp.array(x, jnp.float32) for x in (brightness, contrast, saturation, shift)]
-        functions = (
-            augment.jitter_brightness,
-            augment.jitter_contrast,
-            augment.jitter_saturation,
-            augment.adjust_hue,
-        )
+        amounts = [jnp.array(x, jnp.float32) for x in self.draws()]
+        functions = (jitter_brightness, jitter_contrast, jitter_saturation, adjust_hue)
         image = photographs()[0] / 255
-        actual = augmented(count, image, **settings)
+        actual = self.augmented(image)
         errors = []
         for order in itertools.permutations(range(4)):
-            images = jnp.array([image] * count, jnp.float32)
+            images = jnp.array([image] * 1000, jnp.float32)
             for i in order:
                 images = jnp.clip(functions[i](images, amounts[i]), 0, 1)
             errors.append(np.abs(actual - images).max((1, 2, 3)))
         errors = np.array(errors)  # [24, N]
         assert errors.min(0).max() < 1e-4
-        assert np.bincount(errors.argmin(0), minlength=24).min() >= 3  # some orders agree on some images
+        assert np.bincount(errors.argmin(0), minlength=24).min() > 5  # some orders agree on some images
+
+    def test_factors_are_not_negative_and_what_has_no_strength_is_left_out(self):
+        settings = {"color": "jitter", "brightness": 2, "contrast": 0, "saturation": 0}
+        image = gray_pair(0.1, 0.25) * np.array([0.5, 1.0, 0.8], np.float32)
+        factors = augmented(1000, image, **settings) / image
+        assert_uniform(factors[:, 0, 0, 0], 0, 3)
+        np.testing.assert_allclose(np.ptp(factors, axis=(1, 2, 3)), 0, atol=1e-5)
+
+    def test_without_strength_the_image_stays(self):
+        image = photographs()[0] / 255
+        settings = {"color": "jitter", "brightness": 0, "contrast": 0, "saturation": 0}
+        np.testing.assert_array_equal(augmented(2, image, **settings), np.float32([image, image]))
 
 
 class TestFlip:
@@ -239,7 +249,7 @@ class TestFlip:
         assert 420 < mirrored < 580
 
     def test_gray_images_can_be_mirrored_and_mixed(self):
-        images, targets, seeds, key = random_batch(8)
+        images, targets, seeds, key = random_batch(16)
         images = images[..., :1]
         actual, _ = jitted(Augmentation(flip=True, mixup_alpha=1.0))(images, targets, seeds, key)
         assert actual.shape == images.shape and (actual != images).any()
@@ -257,29 +267,22 @@ def assert_close(actual, expected, atol=1e-6):
 
 class TestSeeds:
     def test_results_move_with_the_pairs(self):
-        *batch, key = random_batch(8)
-        order = np.array([6, 7, 0, 1, 4, 5, 2, 3])
+        *batch, key = random_batch(16)
+        order = np.arange(16).reshape(8, 2)[[3, 0, 2, 1, 7, 5, 6, 4]].ravel()
         expected = jitted(EVERYTHING)(*batch, key)
         assert_close(jitted(EVERYTHING)(*(x[order] for x in batch), key), [x[order] for x in expected], atol=0)
 
     def test_results_without_mixing_move_with_the_images(self):
-        *batch, key = random_batch(8)
-        augmentation, order = Augmentation(flip=True, color="inception"), np.array([3, 7, 0, 5, 4, 1, 2, 6])
+        *batch, key = random_batch(16)
+        augmentation, order = Augmentation(flip=True, color="inception"), np.random.default_rng(0).permutation(16)
         expected = jitted(augmentation)(*batch, key)
         assert_close(jitted(augmentation)(*(x[order] for x in batch), key), [x[order] for x in expected], atol=0)
 
     def test_halves_of_a_batch_become_what_they_become_in_it(self):
-        *batch, key = random_batch(8)
+        *batch, key = random_batch(16)
         whole = jitted(EVERYTHING)(*batch, key)
-        halves = [jitted(EVERYTHING)(*(x[part] for x in batch), key) for part in (slice(4), slice(4, 8))]
+        halves = [jitted(EVERYTHING)(*(x[part] for x in batch), key) for part in (slice(8), slice(8, 16))]
         assert_close([jnp.concatenate(parts) for parts in zip(*halves, strict=True)], whole)
-
-    def test_compiled_and_operation_by_operation_agree(self):
-        images = jnp.array(np.tile(photographs(), (4, 1, 1, 1)), jnp.float32) / 255
-        for kind in ("inception", "jitter"):
-            batch = (images, *random_batch(8)[1:])
-            augmentation = Augmentation(color=kind, hue=0.2)
-            assert_close(jitted(augmentation)(*batch), augmentation(*batch), atol=1e-5)
 
     def test_seed_and_key_decide_and_nothing_else(self):
         images, targets, seeds, key = random_batch(4)
@@ -293,18 +296,16 @@ class TestSeeds:
 
 
 class TestDevices:
-    @pytest.mark.parametrize("kind", ["inception", "jitter"])
-    def test_eight_devices_compute_the_same_without_a_word(self, kind):
-        augmentation = Augmentation(flip=True, color=kind, hue=0.2, mixup_alpha=0.2, cutmix_alpha=1.0)
+    @pytest.mark.parametrize("augmentation", [EVERYTHING, Augmentation(color="inception")])
+    def test_eight_devices_compute_the_same_without_a_word(self, augmentation):
         *batch, key = random_batch(16)
+        expected = jitted(augmentation)(*batch, key)
         mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
         split, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
-        run = jax.jit(augmentation, in_shardings=(split, split, split, whole), out_shardings=split)
-        text = run.lower(*batch, key).compile().as_text()
-        assert "all-" not in text and "collective" not in text
-        assert_close(
-            run(*jax.device_put(batch, split), jax.device_put(key, whole)), jitted(augmentation)(*batch, key)
-        )
+        batch, key = jax.device_put(batch, split), jax.device_put(key, whole)
+        run = jax.jit(augmentation, out_shardings=split).lower(*batch, key).compile()
+        assert "all-" not in run.as_text() and "collective" not in run.as_text()
+        assert_close(run(*batch, key), expected)
 
 
 def pairs(x):
@@ -325,29 +326,26 @@ def mixed(count, **settings):
 
 class TestMixing:
     def test_mixup_is_the_weighted_mean(self):
-        a, b, result, share = mixed(32, mixup_alpha=1.0)
+        a, b, result, share = mixed(500, mixup_alpha=3.0)
+        assert scipy.stats.kstest(share, scipy.stats.beta(3, 3).cdf).pvalue > 0.01
         share = share[:, None, None, None]
         np.testing.assert_allclose(result, share * a + (1 - share) * b, atol=3e-6)
-        assert share.min() < 0.2 and share.max() > 0.8
 
     @pytest.mark.parametrize("alpha", [0.4, 0.5, 1.0, 3.0])
     def test_shares_are_beta_distributed(self, alpha):
         keys = jax.random.split(jax.random.key(0), 5000)
-        shares = np.array(augment.symmetric_beta(keys, alpha), np.float64)
+        shares = np.array(symmetric_beta(keys, alpha), np.float64)
         assert scipy.stats.kstest(shares, scipy.stats.beta(alpha, alpha).cdf).pvalue > 0.01
         assert shares.min() >= 0 and shares.max() <= 1
 
-    def test_alpha_is_that_of_the_shares(self):
-        *_, share = mixed(500, mixup_alpha=3.0)
-        assert scipy.stats.kstest(share, scipy.stats.beta(3, 3).cdf).pvalue > 0.01
-
     def test_extreme_alphas_stay_finite(self):
-        keys = jax.random.split(jax.random.key(0), 1000)
-        assert set(np.array(augment.symmetric_beta(keys, 1e-3)).round(3).tolist()) == {0, 1}
-        np.testing.assert_allclose(augment.symmetric_beta(keys, 1e6), 0.5, atol=0.01)
+        keys = jax.random.split(jax.random.key(0), 5000)
+        ends = np.abs(np.array(symmetric_beta(keys, 1e-3)) - 0.5) > 0.499
+        assert ends.mean() > 0.95
+        np.testing.assert_allclose(symmetric_beta(keys, 1e6), 0.5, atol=0.01)
 
     def test_cutmix_pastes_a_box_and_counts_its_pixels(self):
-        a, b, result, share = mixed(500, cutmix_alpha=1.0)
+        a, b, result, share = mixed(2000, cutmix_alpha=1.0)
         pasted = (result == b).all(-1)  # [N, H, W]
         assert ((result == a).all(-1) ^ pasted).all()
         np.testing.assert_allclose(share, 1 - pasted.mean((1, 2)), atol=1e-6)

@@ -12,6 +12,7 @@ import pytest
 
 from configs import common
 from xception_jax import config as config_lib
+from xception_jax.augment import Augmentation
 from xception_jax.config import Recipe, differences, parse, to_json
 from xception_jax.errors import UserError
 from xception_jax.models import MODELS
@@ -62,7 +63,7 @@ def test_shipped_recipes_are_valid(name, variant):
     recipe = parse(importlib.import_module(f"configs.{name}").get_config(variant))
     assert recipe.model_name in MODELS
     if variant == "smoke":
-        assert (recipe.batch_size, recipe.steps("total", 1437), recipe.data.source) == (8, 4, "digits")
+        assert (recipe.batch_size, recipe.steps("total", 1437)) == (8, 4)
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -77,13 +78,22 @@ def test_common_names_every_setting_and_no_other():
 
 def test_common_has_the_papers_model():
     config, record = common.default().to_dict(), Xception.PREPROCESSING
-    assert config["model"] == {"name": "xception"} | dataclasses.asdict(Config())
-    data = config["data"]
-    assert (data["image_size"], data["crop_fraction"], data["resize"]) == (
-        record.image_size,
-        record.crop_fraction,
-        record.resize,
-    )
+    from_data = {"num_classes": None, "in_channels": None}
+    assert config["model"] == {"name": "xception"} | dataclasses.asdict(Config()) | from_data
+    recipe = parse(values())
+    evaluation = {"crop": record.crop, "crop_fraction": record.crop_fraction, "resize": record.resize}
+    assert (recipe.data.image_size, recipe.data.evaluation) == (record.image_size, evaluation)
+
+
+def test_a_preset_replaces_the_settings_of_the_evaluation():
+    recipe = parse(values(**{"data.eval_preset": "timm", "data.eval_resize": "area"}))
+    expected = {"crop": "shorter_side", "crop_fraction": 0.897, "resize": "pillow_bicubic"}
+    assert recipe.data.evaluation == expected
+
+
+def test_common_augments_as_the_augmentation_does_by_itself():
+    config = common.default().augment.to_dict()
+    assert Augmentation(**config) == Augmentation(flip=True)
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -101,14 +111,19 @@ def test_a_recipe_survives_json(name):
         ({"batch_size": -4}, ["config.batch_size", "-4", "greater than 0"]),
         ({"batch_size": 32.5}, ["config.batch_size", "32.5", "integer"]),
         ({"seed": 2**32}, ["config.seed", "4294967296", "less than"]),
-        ({"data.flip": "perhaps"}, ["config.data.flip", "'perhaps'", "boolean"]),
+        ({"augment.flip": "perhaps"}, ["config.augment.flip", "'perhaps'", "boolean"]),
         ({"data": 5}, ["config.data", "5", "dictionary"]),
         ({"schedule.base_lr": float("nan")}, ["config.schedule.base_lr", "nan", "finite"]),
         ({"schedule.base_lr": float("inf")}, ["config.schedule.base_lr", "inf", "finite"]),
         ({"schedule.factors": (0.1, -1.0)}, ["config.schedule.factors.1", "-1.0", "greater than 0"]),
         ({"optimizer.clip_norm": "big"}, ["config.optimizer.clip_norm", "'big'", "number"]),
         ({"optimizer.name": "sdg"}, ["config.optimizer.name", "'sdg'", "'sgd'", "'rmsprop_keras1'"]),
-        ({"data.resize": "bilinar"}, ["config.data.resize", "'bilinar'", "'bilinear'"]),
+        ({"data.train_resize": "bilinar"}, ["config.data.train_resize", "'bilinar'", "'bilinear'"]),
+        ({"data.eval_preset": "slimm"}, ["config.data.eval_preset", "'slimm'", "'slim'"]),
+        ({"data.min_area": 0.9, "data.max_area": 0.5}, ["config.data.min_area = 0.9", "max_area = 0.5"]),
+        ({"augment.color": "sepia"}, ["config.augment.color", "'sepia'", "'jitter'"]),
+        ({"augment.hue": 0.7}, ["config.augment.hue", "0.7", "less than or equal to 0.5"]),
+        ({"augment.mixup_alpha": 0.2, "batch_size": 33}, ["config.batch_size = 33", "pairs", "even"]),
         ({"batch_sise": 32}, ["config.batch_sise", "did you mean 'batch_size'"]),
         ({"optimizer.epsilom": 1.0}, ["config.optimizer.epsilom", "did you mean 'epsilon'"]),
         ({"model.dropuot": 0.1}, ["config.model.dropuot", "did you mean 'dropout'"]),
@@ -241,9 +256,11 @@ def test_what_does_not_decide_the_weights_may_change(changes):
         ("label_smoothing", 0.1),
         ("model.dropout", 0.1),
         ("model.exit_widths", (8, 8, 8)),
-        ("data.source", "image_folder"),
+        ("data.name", "folder"),
         ("data.image_size", 64),
-        ("data.flip", False),
+        ("data.eval_preset", "slim"),
+        ("augment.flip", False),
+        ("augment.mixup_alpha", 0.2),
         ("optimizer.name", "rmsprop_tf"),
         ("optimizer.momentum", 0.8),
         ("schedule.base_lr", 0.1),

@@ -21,6 +21,7 @@ from xception_jax.data.images import UnreadableImage, decode
 from xception_jax.data.resizing import METHODS, PRESETS, evaluation_image, resize
 
 TEMPLE, FLOWER = load_sample_images().images  # [427, 640, 3] each
+DETAIL = FLOWER[100:160, 200:290]
 
 
 def random_image(height, width, channels=3, seed=0):
@@ -91,8 +92,12 @@ class TestDecode:
         "file_format, transparency", [("PNG", 1), ("PNG", bytes((255, 100))), ("GIF", 1)], ids=str
     )
     def test_a_transparent_colour_of_a_palette_keeps_its_colour(self, file_format, transparency):
-        encoded = encode(plain_palette_image((10, 120, 230)), file_format, transparency=transparency)
-        np.testing.assert_array_equal(decode(encoded, name="x"), np.full((3, 5, 3), (10, 120, 230), np.uint8))
+        image = plain_palette_image((10, 120, 230))
+        image.putpixel((0, 0), 0)
+        expected = np.full((3, 5, 3), (10, 120, 230), np.uint8)
+        expected[0, 0] = 9
+        encoded = encode(image, file_format, transparency=transparency)
+        np.testing.assert_array_equal(decode(encoded, name="x"), expected)
 
     def test_of_16_bits_the_upper_8_count(self):
         grey = encode(np.array([[0, 255, 256, 0x4DFF, 0xFFFF]], np.uint16), "PNG")
@@ -110,12 +115,18 @@ class TestDecode:
     @pytest.mark.parametrize("subsampling", [0, 1, 2])
     @pytest.mark.parametrize("settings", [{"quality": 95}, {"quality": 50, "progressive": True}], ids=str)
     def test_a_jpeg_is_as_pillow_decodes_it(self, settings, subsampling):
-        for image in (TEMPLE[:101, :77], FLOWER[100:150, 200:333]):
+        for image in (TEMPLE[100:201, 200:277], DETAIL):
             encoded = encode(image, "JPEG", subsampling=subsampling, **settings)
             np.testing.assert_array_equal(decode(encoded, name="x"), Image.open(io.BytesIO(encoded)), strict=True)
 
+    def test_opencv_decodes_a_jpeg_alone_and_in_one_thread(self, monkeypatch):
+        encoded = encode(DETAIL, "JPEG")
+        monkeypatch.delattr(Image, "open")
+        assert decode(encoded, name="x").shape == (60, 90, 3)
+        assert cv2.getNumThreads() == 1
+
     def test_a_grey_jpeg_is_as_pillow_decodes_it(self):
-        encoded = encode(TEMPLE[:50, :60, 0], "JPEG")
+        encoded = encode(DETAIL[..., 0], "JPEG")
         expected = np.asarray(Image.open(io.BytesIO(encoded)))[..., None].repeat(3, axis=2)
         np.testing.assert_array_equal(decode(encoded, name="x"), expected, strict=True)
 
@@ -129,7 +140,7 @@ class TestDecode:
         np.testing.assert_allclose(decode(encoded, name="x"), pillow, atol=2)
 
     def test_a_lossy_webp_is_as_pillow_decodes_it(self):
-        encoded = encode(FLOWER[:100, :120], "WEBP")
+        encoded = encode(DETAIL, "WEBP")
         np.testing.assert_array_equal(decode(encoded, name="x"), Image.open(io.BytesIO(encoded)))
 
     @pytest.mark.parametrize("file_format", ["PNG", "WEBP", "GIF"])
@@ -172,7 +183,7 @@ class TestDecode:
 
 
 def damaged_png():
-    encoded = bytearray(encode(TEMPLE[:40, :40], "PNG"))
+    encoded = bytearray(encode(DETAIL, "PNG"))
     encoded[len(encoded) // 2] ^= 1
     return bytes(encoded)
 
@@ -196,9 +207,9 @@ def bomb_png():
     return b"\x89PNG\r\n\x1a\n" + header + png_chunk(b"IDAT", zlib.compress(b"")) + png_chunk(b"IEND", b"")
 
 
-def cut(file_format, kept=0.7):
-    encoded = encode(TEMPLE[:40, :40], file_format)
-    return encoded[: int(kept * len(encoded))]
+def cut(file_format):
+    encoded = encode(DETAIL, file_format)
+    return encoded[: len(encoded) // 2]
 
 
 LIMIT = "178956970 pixels"
@@ -206,15 +217,15 @@ BAD_FILES = {
     "nothing": (b"", "is empty"),
     "a web page": (b"<html>404 Not Found</html>", r"not an image: begins with b'<html>404"),
     "a damaged header": (
-        b"\xff\xd8\xff\xe0\0\x10JFIF" + bytes(50),
-        r"damaged at its start: begins with b'\\xff\\xd8",
+        b"\xff\xd8\xff\xe0" + bytes(50),
+        r"damaged or cut short in its header: begins with b'\\xff\\xd8",
     ),
-    "a cut JPEG": (cut("JPEG"), "damaged: image file is truncated"),
-    "a cut PNG": (cut("PNG"), "damaged: .*(truncated|Truncated)"),
-    "a cut WebP": (cut("WEBP"), "damaged: could not create decoder object"),
-    "a cut GIF": (cut("GIF"), "damaged: image file is truncated"),
-    "a cut BMP": (cut("BMP"), "damaged: image file is truncated"),
-    "a changed byte": (damaged_png(), r"damaged: broken PNG file \(bad header checksum in b'IDAT'\)"),
+    "a cut JPEG": (cut("JPEG"), "damaged or cut short: image file is truncated"),
+    "a cut PNG": (cut("PNG"), "damaged or cut short: Truncated File Read"),
+    "a cut WebP": (cut("WEBP"), "damaged or cut short: could not create decoder object"),
+    "a cut GIF": (cut("GIF"), "damaged or cut short: image file is truncated"),
+    "a cut BMP": (cut("BMP"), "damaged or cut short: image file is truncated"),
+    "a changed byte": (damaged_png(), r"damaged or cut short: broken PNG file \(bad header checksum in b'IDAT'\)"),
     "a JPEG bomb": (bomb_jpeg(), rf"4096000000 pixels.*{LIMIT}.*bomb"),
     "a PNG bomb": (bomb_png(), rf"4096000000 pixels.*{LIMIT}.*bomb"),
     "a WebP bomb": (bomb_webp(), rf"268369924 pixels.*{LIMIT}.*bomb"),
@@ -246,7 +257,7 @@ class TestBadFiles:
         ],
     )
     def test_no_part_of_an_image_passes_for_the_whole(self, file_format, settings, marker, capfd):
-        encoded = encode(TEMPLE[:60, :90], file_format, **settings)
+        encoded = encode(DETAIL, file_format, **settings)
         end = len(encoded) - marker
         for length in {*np.linspace(0, end - 1, 50, dtype=int).tolist(), *range(end - 20, end)}:
             with pytest.raises(UnreadableImage):
@@ -256,7 +267,7 @@ class TestBadFiles:
 
     def test_every_changed_byte_of_a_png_is_found(self):
         encoded = encode(random_image(6, 7), "PNG")
-        for position in range(len(encoded) - 4):
+        for position in range(len(encoded) - 12):  # of the last chunk, which is empty, the name alone counts
             changed = bytearray(encoded)
             changed[position] ^= 0x10
             with pytest.raises(UnreadableImage):
@@ -461,7 +472,7 @@ class TestPresets:
         part = np.apply_along_axis(lambda p: np.interp(columns, np.arange(len(p)), p), 1, part)  # [299, 299, 3]
         actual = evaluation_image(photo, image_size=299, **PRESETS["slim"])
         assert actual.dtype == np.uint8
-        np.testing.assert_allclose(actual, part, atol=0.5 + 1e-3)
+        np.testing.assert_allclose(actual, part, atol=0.51)
 
     @pytest.mark.parametrize(
         "width, left", [(10, 0), (11, 0), (13, 2), (14, 2), (15, 2), (17, 4)]

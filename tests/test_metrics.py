@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from sklearn.metrics import log_loss, top_k_accuracy_score
+from sklearn.metrics import accuracy_score, log_loss, top_k_accuracy_score
 
 from xception_jax import metrics
 
@@ -14,10 +14,15 @@ def random_batch(examples, classes, seed=0):
     return rng.normal(0, 2, size=(examples, classes)).astype(np.float32), rng.integers(classes, size=examples)
 
 
+def cross_entropy(logits, labels, **settings):
+    objective = metrics.Objective(num_classes=logits.shape[1], **settings)
+    return objective.loss(jnp.asarray(logits), objective.targets(jnp.asarray(labels, jnp.int32)))
+
+
 def sums(logits, labels, mask=None, loss=None):
     """The package's sums under jit, of plain cross-entropy unless a loss is given."""
     logits, labels = jnp.asarray(logits), jnp.asarray(labels, jnp.int32)
-    loss = metrics.cross_entropy(logits, labels) if loss is None else jnp.asarray(loss)
+    loss = cross_entropy(logits, labels) if loss is None else jnp.asarray(loss)
     mask = None if mask is None else jnp.asarray(mask, jnp.float32)
     return jax.jit(metrics.classification_sums)(loss, logits, labels, mask)
 
@@ -54,7 +59,7 @@ def test_against_sklearn(examples, classes):
 def test_padding_does_not_count(padding):
     logits, labels = random_batch(64, 10)
     mask = np.random.default_rng(1).random(64) < 0.7
-    loss = np.where(mask, metrics.cross_entropy(jnp.asarray(logits), jnp.asarray(labels, jnp.int32)), padding)
+    loss = np.where(mask, cross_entropy(logits, labels), padding)
     dirty = np.where(mask[:, None], logits, padding).astype(np.float32)
     actual = sums(dirty, labels, mask, loss.astype(np.float32))
     assert float(actual["count"]) == mask.sum()
@@ -94,13 +99,13 @@ def test_compute_divides_by_the_count():
 def test_label_smoothing(smoothing):
     logits, labels = random_batch(32, 8)
     targets = (1 - smoothing) * np.eye(8)[labels] + smoothing / 8
-    actual = metrics.cross_entropy(jnp.asarray(logits), jnp.asarray(labels, jnp.int32), label_smoothing=smoothing)
+    actual = cross_entropy(logits, labels, label_smoothing=smoothing)
     np.testing.assert_allclose(actual, softmax_loss(logits, targets), rtol=1e-5)
 
 
 def test_cross_entropy_of_bfloat16_and_of_huge_logits_is_in_float32():
     logits = jnp.array([[1e4, -1e4, 0.0]], jnp.bfloat16)
-    loss = metrics.cross_entropy(logits, jnp.array([2]))
+    loss = cross_entropy(logits, [2])
     assert loss.dtype == jnp.float32
     np.testing.assert_allclose(loss, [float(jnp.bfloat16(1e4))])
 
@@ -117,3 +122,44 @@ def test_a_tie_is_no_hit_for_all_that_share_it():
     labels = np.arange(20)
     actual = metrics.compute(sums(np.zeros((20, 20), np.float32), labels))
     check(actual, {"loss": np.log(20), "top1": 1 / 20, "top5": 5 / 20})
+
+
+class TestSeveralLabels:
+    def batch(self, examples=60, classes=7):
+        logits, _ = random_batch(examples, classes)
+        labels = np.random.default_rng(2).random((examples, classes)) < 0.3
+        return logits, labels.astype(np.uint8)
+
+    @pytest.mark.parametrize("weights", [None, (1.0, 0.0, 2.0, 0.5, 1.0, 1.0, 3.0)])
+    def test_the_loss_is_the_sum_of_logistic_losses(self, weights):
+        logits, labels = self.batch()
+        objective = metrics.Objective(num_classes=7, multilabel=True, class_weights=weights)
+        actual = objective.loss(jnp.asarray(logits), objective.targets(jnp.asarray(labels)))
+        odds = 1 / (1 + np.exp(-logits.astype(np.float64)))
+        by_class = [
+            (weights or np.ones(7))[c] * log_loss(labels[i : i + 1, c], odds[i : i + 1, c], labels=[0, 1])
+            for i in range(60)
+            for c in range(7)
+        ]
+        np.testing.assert_allclose(actual, np.reshape(by_class, (60, 7)).sum(1), rtol=1e-5)
+
+    def test_measures_against_sklearn_and_numpy(self):
+        logits, labels = self.batch()
+        labels[:20] = logits[:20] > 0  # all right
+        mask = np.arange(60) % 5 != 0
+        objective = metrics.Objective(num_classes=7, multilabel=True)
+        loss = np.where(mask, 1.5, np.nan).astype(np.float32)
+        sums = objective.sums(jnp.asarray(loss), jnp.asarray(logits), jnp.asarray(labels), jnp.asarray(mask, jnp.float32))
+        first = np.take_along_axis(labels, logits.argmax(1)[:, None], axis=1)[:, 0]
+        expected = {
+            "loss": 1.5,
+            "top1": first[mask].mean(),
+            "exact": accuracy_score(labels[mask], (logits > 0)[mask].astype(int)),
+        }
+        assert 0.2 < expected["exact"] < 0.6
+        check(metrics.compute(sums), expected)
+
+    def test_huge_logits_of_bfloat16_are_summed_in_float32(self):
+        objective = metrics.Objective(num_classes=2, multilabel=True)
+        loss = objective.loss(jnp.array([[1e4, -1e4]], jnp.bfloat16), jnp.array([[0.0, 1.0]]))
+        np.testing.assert_allclose(loss, [2 * float(jnp.bfloat16(1e4))])

@@ -10,8 +10,9 @@ import pytest
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from xception_jax import create_model, optim, state
-from xception_jax.data.sources import digits
+from xception_jax import create_model, metrics, optim, state
+from xception_jax.augment import Augmentation
+from xception_jax.data.builtin import digits
 from xception_jax.step import make_eval_step, make_train_step, normalize
 
 SMALL = {
@@ -26,6 +27,9 @@ SMALL = {
 }
 
 
+COMMON = {"mean": 0.5, "std": 0.5, "objective": metrics.Objective(num_classes=10)}
+
+
 def shardings(devices):
     mesh = jax.make_mesh((devices,), ("data",), devices=jax.devices()[:devices], axis_types=(AxisType.Auto,))
     return NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
@@ -34,7 +38,13 @@ def shardings(devices):
 def batch_of(seed, size=32):
     rng = np.random.default_rng(seed)
     image = rng.integers(0, 256, (size, 12, 12, 1), dtype=np.uint8)
-    return {"image": image, "label": rng.integers(0, 10, size, dtype=np.int32)}
+    return {"image": image, "label": rng.integers(0, 10, size, dtype=np.int32), **train_only(size, rng)}
+
+
+def train_only(size, rng):
+    """Seeds of the augmentation; all images could be read."""
+    seeds = rng.integers(2**32, size=size, dtype=np.uint32)
+    return {"seed": seeds, "unreadable": np.full(size, -1, np.int32)}
 
 
 @functools.cache
@@ -52,7 +62,7 @@ def run(*, devices=1, steps=3, group=None, dropout=0.0, **options):
 
     graphdef = state.split(nnx.eval_shape(lambda: make_model(jax.random.key(0))))[0]
     step = make_train_step(
-        graphdef, optimizer, mean=0.5, std=0.5, accumulation_block=group or 1, polyak_decay=0.9, **options
+        graphdef, optimizer, **COMMON | {"accumulation_block": group or 1, "polyak_decay": 0.9} | options
     )
     step = jax.jit(step, donate_argnums=0, out_shardings=replicated)
     train_state = jax.jit(init, out_shardings=replicated)(jax.random.key(0))
@@ -109,6 +119,47 @@ def test_statistics_of_the_whole_batch_differ_from_those_of_its_parts():
     assert abs(whole[0] - parts[0]) > 1e-3
 
 
+def test_mixed_pairs_stay_together_in_the_parts_of_an_accumulated_batch():
+    options = {"group": 2, "augmentation": Augmentation(flip=True, mixup_alpha=1.0, cutmix_alpha=1.0)}
+    whole, losses = run(**options)
+    summed, losses_summed = run(**options, accumulation_steps=4)
+    eight, losses_eight = run(**options, devices=8)
+    np.testing.assert_allclose([losses_summed, losses_eight], [losses, losses], rtol=1e-5)
+    assert_close(weights(summed), weights(whole), rtol=1e-3)
+    assert_close(weights(eight), weights(whole), rtol=1e-3)
+    assert (np.abs(losses - run(group=2)[1]) > 1e-3).all()
+
+
+def test_images_that_had_to_be_replaced_are_counted():
+    train_state, _ = run(steps=0)
+    graphdef = state.split(nnx.eval_shape(lambda: create_model("xception", **SMALL)))[0]
+    step = make_train_step(graphdef, optim.make_optimizer("sgd", 0.05, weight_decay=1e-4), **COMMON)
+    batch = batch_of(0) | {"unreadable": np.where(np.arange(32) % 8 == 3, 17, -1).astype(np.int32)}
+    _, sums = jax.jit(step)(train_state, batch, jax.random.key(0))
+    assert (sums["unreadable"], sums["count"]) == (4, 32)
+
+
+def test_several_labels_train_and_evaluate():
+    settings = SMALL | {"dropout": 0.0, "middle_blocks": 0, "implementation": "xla"}
+    objective = metrics.Objective(num_classes=10, multilabel=True, class_weights=(1.0,) * 9 + (2.0,))
+    options = COMMON | {"objective": objective}
+    optimizer = optim.make_optimizer("rmsprop_keras1", 5e-3)
+    model = create_model("xception", **settings)
+    graphdef = state.split(model)[0]
+    train_state = state.create(model, optimizer, averaging=False)
+    step = jax.jit(make_train_step(graphdef, optimizer, **options))
+    evaluate = jax.jit(make_eval_step(graphdef, **options))
+    labels = np.eye(10, dtype=np.uint8)[np.arange(32) % 10] | np.eye(10, dtype=np.uint8)[np.arange(32) % 3]
+    batch = batch_of(0) | {"label": labels}
+    losses = []
+    for _ in range(12):
+        train_state, sums = step(train_state, batch, jax.random.key(0))
+        losses.append(float(sums["loss"] / sums["count"]))
+    assert losses[-1] < 0.8 * losses[0]
+    sums = evaluate(state.weight_sets(train_state), batch | {"mask": np.ones(32, np.float32)})["raw"]
+    assert sums.keys() == {"loss", "top1", "exact", "count"} and sums["count"] == 32
+
+
 def test_average_follows_parameters_and_statistics():
     """Without warm-up, after one step: 0.9 of the initial weights and 0.1 of the new ones."""
     start, _ = run(steps=0)
@@ -141,7 +192,7 @@ def test_normalize_maps_pixels_to_the_range_of_the_record():
 def test_evaluation_ignores_padding_and_tells_weights_apart():
     train_state, _ = run(steps=2)
     graphdef = state.split(nnx.eval_shape(lambda: create_model("xception", **SMALL)))[0]
-    step = jax.jit(make_eval_step(graphdef, mean=0.5, std=0.5))
+    step = jax.jit(make_eval_step(graphdef, **COMMON))
     batch = batch_of(0)
     mask = np.ones(32, np.float32)
     all_images = step(weights(train_state), batch | {"mask": mask})
@@ -158,7 +209,7 @@ def test_evaluation_ignores_padding_and_tells_weights_apart():
 def digits_batch(number, size=64):
     images, labels = digits().train.images, digits().train.labels.astype(np.int32)
     places = np.arange(number * size, (number + 1) * size) % len(images)
-    return {"image": images[places], "label": labels[places]}
+    return {"image": images[places], "label": labels[places], **train_only(size, np.random.default_rng(number))}
 
 
 @functools.cache
@@ -178,7 +229,7 @@ def digits_program(dtype):
         return state.create(make_model(key), optimizer, averaging=True)
 
     graphdef = state.split(nnx.eval_shape(lambda: make_model(jax.random.key(0))))[0]
-    return init, make_train_step(graphdef, optimizer, mean=0.5, std=0.5, polyak_decay=0.9)
+    return init, make_train_step(graphdef, optimizer, **COMMON, polyak_decay=0.9)
 
 
 @functools.cache
@@ -251,16 +302,21 @@ def collectives(*, images, pixels, **settings):
 
     train_state = spec(jax.eval_shape(init, jax.random.key(0)), replicated)
     graphdef = state.split(nnx.eval_shape(lambda: make_model(jax.random.key(0))))[0]
-    step = make_train_step(graphdef, optimizer, mean=0.5, std=0.5, polyak_decay=0.9999)
+    objective = metrics.Objective(num_classes=settings.get("num_classes", 1000))
+    augmentation = Augmentation(flip=True, mixup_alpha=0.2, cutmix_alpha=1.0)
+    options = COMMON | {"objective": objective, "augmentation": augmentation}
+    step = make_train_step(graphdef, optimizer, **options, polyak_decay=0.9999)
     image = jax.ShapeDtypeStruct((images, pixels, pixels, settings.get("in_channels", 3)), jnp.uint8)
-    batch = spec({"image": image, "label": jax.ShapeDtypeStruct((images,), jnp.int32)}, by_image)
+    types = {"label": jnp.int32, "seed": jnp.uint32, "unreadable": jnp.int32}
+    others = {name: jax.ShapeDtypeStruct((images,), dtype) for name, dtype in types.items()}
+    batch = spec({"image": image, **others}, by_image)
     key = spec(jax.eval_shape(lambda: jax.random.key(0)), replicated)
     compiled = jax.jit(step, donate_argnums=0, out_shardings=replicated).lower(train_state, batch, key).compile()
     return [match.groupdict() for match in COLLECTIVE.finditer(compiled.as_text())]
 
 
 def test_devices_exchange_only_gradients_statistics_and_metrics():
-    """The full network at 299 px: all-reduces alone, and together they carry each gradient, two batch
+    """The full network at 299 px, images mirrored and mixed on the device: all-reduces alone, and together they carry each gradient, two batch
     statistics a channel, and a few metrics. The two sums that the backward pass of batch normalization needs are
     the gradients of its scale and bias: they travel once."""
     found = collectives(images=16, pixels=299)

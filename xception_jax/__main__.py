@@ -5,10 +5,10 @@ import sys
 
 from absl import logging
 
-from xception_jax.commands import benchmark, evaluate, preview
+from xception_jax.commands import benchmark, evaluate, prepare, preview
 from xception_jax.errors import TrainingError, UserError
 
-COMMANDS = {"evaluate": evaluate, "preview": preview, "benchmark": benchmark}
+COMMANDS = {"evaluate": evaluate, "prepare": prepare, "preview": preview, "benchmark": benchmark}
 
 
 def main() -> None:

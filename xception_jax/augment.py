@@ -176,17 +176,18 @@ def adjust_hue(images: jax.Array, shift: jax.Array) -> jax.Array:
     >>> adjust_hue(jnp.array([[[[1.0, 0.0, 0.0]]]]), jnp.array([0.5])).tolist()
     [[[[0.0, 1.0, 1.0]]]]
     """
-    red, green, blue = jnp.moveaxis(images, -1, 0)  # each [N, H, W]
+    # Not by moving the axis: XLA for CPU (jax 0.10.2) overwrote such a view while it was still to be read.
+    red, green, blue = jnp.split(images, 3, axis=-1)  # each [N, H, W, 1]
     least = jnp.minimum(jnp.minimum(red, green), blue)
     chroma = jnp.maximum(jnp.maximum(red, green), blue) - least
     scale = 1 / jnp.maximum(chroma, _BLACK)
-    # Comparing channels, not a channel with the maximum: a compiler that computes both twice may round them apart.
+    # Channels are compared with each other, not with the maximum: XLA may compute it anew and round it apart.
     hue = jnp.where(green >= blue, (blue - red) * scale + 2, (red - green) * scale + 4)
     hue = jnp.where((red >= green) & (red >= blue), (green - blue) * scale, hue)
-    hue = hue + 6 * shift[:, None, None]  # in sixths of a turn
+    hue = hue + 6 * _per_image(shift)  # in sixths of a turn
     hue = hue - 6 * jnp.floor(hue / 6)
     pure = (jnp.abs(hue - 3) - 1, 2 - jnp.abs(hue - 2), 2 - jnp.abs(hue - 4))
-    return jnp.stack([least + chroma * jnp.clip(channel, 0, 1) for channel in pure], axis=-1)  # [N, H, W, 3]
+    return jnp.concatenate([least + chroma * jnp.clip(channel, 0, 1) for channel in pure], axis=-1)  # [N, H, W, 3]
 
 
 def color_jitter(
@@ -218,13 +219,16 @@ def color_jitter(
 def _in_random_order(
     images: jax.Array, operations: Sequence[tuple[Callable, jax.Array]], keys: jax.Array
 ) -> jax.Array:
-    """Applies each of K (function, amounts [N]) once. All are computed K times: XLA has no branches in a batch."""
+    """Applies each of K (function, amounts [N]) once and clips; computes all K times, since the orders differ."""
     count = len(operations)
     order = jnp.argsort(_uniform(keys, _ORDER, [0] * count, [1] * count), axis=0)  # [K, N]
-    for chosen in order:
+
+    def apply_next(images, chosen):
         conditions = [_per_image(chosen == i) for i in range(count)]
-        images = jnp.select(conditions, [jnp.clip(f(images, amount), 0, 1) for f, amount in operations])
-    return images
+        results = [jnp.clip(function(images, amount), 0, 1) for function, amount in operations]
+        return jnp.select(conditions, results), None
+
+    return jax.lax.scan(apply_next, images, order)[0]
 
 
 def grayscale(images: jax.Array) -> jax.Array:
@@ -258,8 +262,8 @@ def mix_pairs(
 ) -> tuple[jax.Array, jax.Array]:
     """Mixes image 2j with image 2j + 1, and their targets in the same shares.
 
-    mixup (Zhang et al. 2018): share * own + (1 - share) * other. cutmix (Yun et al. 2019): a box of the other image,
-    of area 1 - share, its centre anywhere in the image; the share is then that of the pixels that are left.
+    mixup (Zhang et al. 2018): share * own + (1 - share) * other. cutmix (Yun et al. 2019): a box of the other
+    image, of area 1 - share, its centre anywhere; the share is then that of the pixels that are left.
 
     Args:
       images: float32[N, H, W, C], N even.
@@ -309,9 +313,9 @@ def _box(keys: jax.Array, size: tuple[int, int], share: jax.Array) -> jax.Array:
 def symmetric_beta(keys: jax.Array, alpha: float, *, purpose: int = 0) -> jax.Array:
     """A number from Beta(alpha, alpha) for each key, float32[N].
 
-    In closed form, from two uniform numbers: T / sqrt(2 alpha + T^2) / 2 + 1/2, with Student's T of 2 alpha degrees
-    of freedom by the polar method (Bailey 1994). `jax.random.beta` rejects and draws again; in a batch this loop goes
-    on until all images have a number, which the devices would have to tell each other.
+    In closed form: T / sqrt(2 alpha + T^2) / 2 + 1/2, with Student's T of 2 alpha degrees of freedom, from two
+    uniform numbers by the polar method (Bailey 1994). `jax.random.beta` rejects and draws again; in a batch this
+    loop ends when all images have a number, which the devices would have to tell each other.
     """
     u, v = _uniform(keys, purpose, (0, 0), (1, 1))
     tail, cosine = u ** (1 / alpha), jnp.cos(2 * jnp.pi * v)

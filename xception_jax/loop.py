@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import datetime
+import math
 import os
 import pathlib
 import time
@@ -408,13 +409,16 @@ class _Progress:
         self._waited, self._elapsed, self._resumed = 0.0, 0.0, time.monotonic()
         self._unreadable: dict[int, str] = {}  # images of this host that could not be read: why
         self._read = self._replaced = 0.0  # images of all hosts
-        self._hinted = False
+        self._started = self._hinted = False
 
     def next_batch(self, batches: Iterator[dict[str, np.ndarray]]) -> dict[str, jax.Array]:
         """The next batch, on the devices; measures the wait for it, and names images that could not be read."""
         start = time.monotonic()
         batch = _next(batches)
-        self._waited += time.monotonic() - start
+        if self._started:
+            self._waited += time.monotonic() - start
+        else:  # what it takes to start threads and processes is not the images' time
+            self._started, self._resumed = True, time.monotonic()
         for index in batch["unreadable"][batch["unreadable"] >= 0].tolist():
             if index not in self._unreadable:
                 self._unreadable[index] = self._experiment.why_unreadable(index)
@@ -438,8 +442,12 @@ class _Progress:
             self._read += sums["count"]
             self._replaced += sums["unreadable"]
         self._pending = []
-        share = self._experiment.recipe.data.max_unreadable
-        if self._replaced > share * max(self._read, len(self._experiment.dataset.train)):
+        self._check_unreadable()
+
+    def _check_unreadable(self) -> None:
+        """TrainingError if more images were replaced than the recipe allows in as many epochs as were begun."""
+        share, num_examples = self._experiment.recipe.data.max_unreadable, len(self._experiment.dataset.train)
+        if self._replaced > share * num_examples * math.ceil(self._read / num_examples):
             raise TrainingError(
                 f"{self._replaced:.0f} of {self._read:.0f} images could not be read, which is more than"
                 f" config.data.max_unreadable = {share:g} allows: {' | '.join(list(self._unreadable.values())[:20])}"

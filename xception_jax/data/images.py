@@ -45,7 +45,8 @@ def decode(encoded: bytes, *, name: str, orientation: bool = False) -> np.ndarra
     levels of what Pillow makes of them. Colour profiles are not applied. Of an animation: the first frame.
 
     A file that ends before its last pixel is refused, and so is a PNG with a wrong checksum. JPEG and WebP have no
-    checksums: wrong bytes in the middle may give a wrong picture, of which libjpeg writes a line to stderr.
+    checksums: wrong bytes in the middle may give a wrong picture. The one thing that may reach stderr is libjpeg's
+    line about such bytes, or about an odd header.
 
     Args:
       encoded: the whole file.
@@ -91,7 +92,7 @@ def _decode_with_pillow(encoded: bytes, orientation: bool) -> np.ndarray:
         if image.mode.startswith("I;16"):  # `convert` would clip it at 255
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         elif image.mode in ("I", "F"):
-            raise ValueError(f"pixels of 32 bits (mode {image.mode}) have no known range; store 8 or 16 bits")
+            raise ValueError(f"pixels of 32 bits (mode {image.mode}) have no known range")
         return np.array(image.convert("RGB"))  # [H, W, 3]; `asarray` would be read-only
 
 
@@ -100,10 +101,10 @@ def _reason(encoded: bytes, error: Exception) -> str:
     text = str(error).rstrip(".") or type(error).__name__
     match error:
         case UnidentifiedImageError() if encoded.startswith(SIGNATURES):
-            return f"damaged at its start: {begin}"
+            return f"damaged or cut short in its header: {begin}"
         case UnidentifiedImageError():
             return f"not an image: {begin}"
         case ValueError() | Image.DecompressionBombError():
             return text
         case _:  # some are about "decoder object" or "data stream" only
-            return f"damaged: {text}"
+            return f"damaged or cut short: {text}"

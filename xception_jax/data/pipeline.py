@@ -5,7 +5,10 @@ is the same array for any number of hosts, worker processes and threads.
 """
 
 import dataclasses
+import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -95,11 +98,7 @@ def train_batches(
     _check_share(batch_size, process_count)
     dataset = grain.MapDataset.source(reader).seed(seed).shuffle().repeat(_EPOCHS).random_map(transform)
     dataset = dataset.batch(batch_size // process_count, batch_fn=_stack)[process_index::process_count]
-    dataset = dataset[start_step:].to_iter_dataset(_read_options(num_threads))
-    if num_workers:
-        options = grain.MultiprocessingOptions(num_workers=num_workers)
-        dataset = dataset.mp_prefetch(options, worker_init_fn=_ignore_interrupts)
-    return iter(dataset)
+    return _iterate(dataset[start_step:], num_threads, num_workers)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,20 +138,34 @@ def evaluation_batches(
     length = -(-len(reader) // batch_size) * batch_size
     dataset = grain.MapDataset.source(_Padded(reader, length)).map(transform)
     dataset = dataset.batch(batch_size // process_count, batch_fn=_stack)[process_index::process_count]
-    dataset = dataset.to_iter_dataset(_read_options(num_threads))
+    return _iterate(dataset, num_threads, num_workers)
+
+
+def _iterate(dataset: grain.MapDataset, num_threads: int, num_workers: int) -> Iterator[Batch]:
+    """The batches, read ahead; threads and processes end with the iterator."""
+    read = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * num_threads)
+    batches = dataset.to_iter_dataset(read)
     if num_workers:
         options = grain.MultiprocessingOptions(num_workers=num_workers)
-        dataset = dataset.mp_prefetch(options, worker_init_fn=_ignore_interrupts)
-    return iter(dataset)
+        batches = batches.mp_prefetch(options, worker_init_fn=_follow_main_process)
+    iterator = iter(batches)
+    try:
+        for batch in iterator:
+            # What comes from a worker lies in shared memory, to be given back at once.
+            yield {name: np.array(array) for name, array in batch.items()} if num_workers else batch
+    finally:
+        iterator.close()
 
 
-def _read_options(num_threads: int) -> grain.ReadOptions:
-    return grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * num_threads)
-
-
-def _ignore_interrupts(worker: int, workers: int) -> None:
-    """Ctrl-C in a terminal reaches workers too; it is the main process's to handle."""
+def _follow_main_process(worker: int, workers: int) -> None:
+    """A worker leaves Ctrl-C in the terminal to the main process, and ends with it, however that ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def wait():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _check_share(batch_size: int, process_count: int) -> None:

@@ -34,44 +34,56 @@ def _enhance(kind: type, picture: Image.Image, amount: float) -> Image.Image:
     return kind(picture).enhance(1 + amount)
 
 
-def _transform(picture: Image.Image, *coefficients: float) -> Image.Image:
-    """Pixel (x, y) comes from (a x + b y + c, d x + e y + f), the nearest pixel's value."""
-    fill = (FILL,) * len(picture.getbands())
-    return picture.transform(picture.size, Image.Transform.AFFINE, coefficients, fillcolor=fill)
+def _solarize(picture: Image.Image, threshold: float) -> Image.Image:
+    return ImageOps.solarize(picture, round(threshold))
+
+
+def _posterize(picture: Image.Image, bits: float) -> Image.Image:
+    return ImageOps.posterize(picture, round(bits))
 
 
 def _rotate(picture: Image.Image, degrees: float) -> Image.Image:
-    return picture.rotate(degrees, fillcolor=(FILL,) * len(picture.getbands()))
+    return picture.rotate(degrees, fillcolor=_fill(picture))
+
+
+def _shear(picture: Image.Image, *, x: float = 0.0, y: float = 0.0) -> Image.Image:
+    return picture.transform(picture.size, Image.Transform.AFFINE, (1, x, 0, y, 1, 0), fillcolor=_fill(picture))
+
+
+def _translate(picture: Image.Image, *, x: float = 0.0, y: float = 0.0) -> Image.Image:
+    shift = (1, 0, x * picture.width, 0, 1, y * picture.height)
+    return picture.transform(picture.size, Image.Transform.AFFINE, shift, fillcolor=_fill(picture))
+
+
+def _fill(picture: Image.Image) -> tuple[int, ...]:
+    return (FILL,) * len(picture.getbands())
 
 
 # The operations are those of section 3 of the paper, the ranges those of torchvision's RandAugment, whose 31 steps
 # are made continuous here: unlike in the authors' code, a greater magnitude is always a greater change. Two things
 # differ from torchvision: solarize starts at 256 instead of 255, so that magnitude 0 changes nothing, and the
-# outside is gray, as in the authors' code, instead of black.
+# outside is gray, as in the authors' code, instead of black. The nearest pixel is taken, as in both.
 OPERATIONS = {
     "identity": Operation(lambda picture, _: picture),
     "autocontrast": Operation(lambda picture, _: ImageOps.autocontrast(picture)),
     "equalize": Operation(lambda picture, _: ImageOps.equalize(picture)),
-    "rotate": Operation(_rotate, 0, 30, signed=True),  # degrees around the centre
-    "solarize": Operation(
-        lambda picture, value: ImageOps.solarize(picture, round(value)), 256, 0
-    ),  # from there on
-    "posterize": Operation(lambda picture, bits: ImageOps.posterize(picture, round(bits)), 8, 4),  # bits that stay
-    "color": Operation(functools.partial(_enhance, ImageEnhance.Color), 0, 0.9, signed=True),  # factors less 1
+    # degrees around the centre
+    "rotate": Operation(_rotate, 0, 30, signed=True),
+    # value from which on pixels are inverted
+    "solarize": Operation(_solarize, 256, 0),
+    # bits that stay
+    "posterize": Operation(_posterize, 8, 4),
+    # factor less 1
+    "color": Operation(functools.partial(_enhance, ImageEnhance.Color), 0, 0.9, signed=True),
     "contrast": Operation(functools.partial(_enhance, ImageEnhance.Contrast), 0, 0.9, signed=True),
     "brightness": Operation(functools.partial(_enhance, ImageEnhance.Brightness), 0, 0.9, signed=True),
     "sharpness": Operation(functools.partial(_enhance, ImageEnhance.Sharpness), 0, 0.9, signed=True),
-    "shear_x": Operation(lambda picture, slope: _transform(picture, 1, slope, 0, 0, 1, 0), 0, 0.3, signed=True),
-    "shear_y": Operation(lambda picture, slope: _transform(picture, 1, 0, 0, slope, 1, 0), 0, 0.3, signed=True),
-    "translate_x": Operation(  # share of the width
-        lambda picture, share: _transform(picture, 1, 0, share * picture.width, 0, 1, 0), 0, 150 / 331, signed=True
-    ),
-    "translate_y": Operation(  # share of the height
-        lambda picture, share: _transform(picture, 1, 0, 0, 0, 1, share * picture.height),
-        0,
-        150 / 331,
-        signed=True,
-    ),
+    # slope
+    "shear_x": Operation(lambda picture, slope: _shear(picture, x=slope), 0, 0.3, signed=True),
+    "shear_y": Operation(lambda picture, slope: _shear(picture, y=slope), 0, 0.3, signed=True),
+    # share of the width or height
+    "translate_x": Operation(lambda picture, share: _translate(picture, x=share), 0, 150 / 331, signed=True),
+    "translate_y": Operation(lambda picture, share: _translate(picture, y=share), 0, 150 / 331, signed=True),
 }
 
 

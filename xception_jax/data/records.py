@@ -52,7 +52,7 @@ def load(name: str, *, root: str | None, train_split: str | None = None, eval_sp
     sources = [Records(builder.data_dir, split) for split in (train, evaluation)]
     for source in sources:
         _check_files(builder, source, f"root = {root!r}: {builder.data_dir}: split {source.split!r}")
-    weights = (builder.info.metadata or {}).get(METADATA, {}).get("class_weights")
+    weights = (builder.info.metadata or {}).get(METADATA, {}).get("settings", {}).get("class_weights")
     return Dataset(
         *sources,
         class_names=layout.class_names,
@@ -103,8 +103,9 @@ class Records:
         records, layout, _ = self._opened
         try:
             example = layout.parse(records[index])
-        except RuntimeError as error:  # array_record's
-            raise UnreadableImage(self.name(index), str(error).strip("; ")) from error
+        except Exception as error:  # RuntimeError of array_record; whatever TFDS makes of a record that is none
+            reason = str(error).split(";")[0] if isinstance(error, RuntimeError) else "is no record of TFDS"
+            raise UnreadableImage(self.name(index), reason) from error
         if example["label"] == -1:
             raise ValueError(f"{self.name(index)}: has no label; name another split")
         return example
@@ -115,7 +116,7 @@ class Records:
         number = f"record {index} of {title} {self.split}"
         try:
             return f"{number} ({layout.parse_file_name(records[index])})" if layout.file_name else number
-        except RuntimeError:
+        except Exception:  # as above
             return number
 
 

@@ -25,8 +25,8 @@ def resize(image: np.ndarray, size: tuple[int, int], *, method: str, box: Box | 
           shrinks. Boxes are rounded to whole pixels.
         "area": OpenCV's mean over the area of a new pixel; "bilinear" where a side grows. Boxes as there.
         "tf1_bilinear": TensorFlow 1's `resize_bilinear(align_corners=False)`: from 4 pixels, but the new pixel i
-          lies at i H / h, not at (i + 1/2) H / h - 1/2, so pictures move up and left by up to half a pixel. Then
-          rounded. Boxes as there.
+          lies at i H / h, not at (i + 1/2) H / h - 1/2, which moves the picture by a part of a pixel. Rounded.
+          Boxes as there.
       box: (left, top, right, bottom) in pixels; None = all of the image.
 
     Returns:

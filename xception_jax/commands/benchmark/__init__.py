@@ -1,10 +1,10 @@
-"""Measures speed: whole steps, single layers, and the same work in other libraries."""
+"""Measures speed: whole steps, single layers, preparing images, and the same work in other libraries."""
 
 import argparse
 
-from xception_jax.commands.benchmark import op, step, table
+from xception_jax.commands.benchmark import data, op, step, table
 
-BENCHMARKS = {"step": step, "op": op, "table": table}
+BENCHMARKS = {"step": step, "op": op, "data": data, "table": table}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -20,6 +20,16 @@ ROOFLINE = ("flops_per_second", "bytes_per_second", "peak_flops", "peak_bytes", 
 # Where and when.
 ENVIRONMENT = ("command", "date", "commit", "device", "cpu", "cores", "busy", "python", "jax", "peer")
 COLUMNS = (*WORK, *TIME, *ROOFLINE, "temporary_bytes", *ENVIRONMENT)
+
+# Of `benchmark data`: who did what with which pictures, and seconds an image; times as shares of our two ways'.
+PICTURES = ("benchmark", "side", "stage", "data", "pictures", "kilobytes", "batch", "image_size", "resize")
+CPU, WALL, OF_BARE, OF_PIPELINE = (
+    (name, f"{name}_low", f"{name}_high") for name in ("cpu_seconds", "wall_seconds", "of_bare", "of_pipeline")
+)
+DATA_COLUMNS = (
+    *(*PICTURES, "rounds", "images", *CPU, *WALL, "images_per_second", *OF_BARE, *OF_PIPELINE),
+    *ENVIRONMENT,
+)
 Row = dict[str, object]
 
 
@@ -74,20 +84,28 @@ def milliseconds(row: Row) -> str:
     return f"{median} ms (quartiles {low} to {high})"
 
 
-def add_argument(parser: argparse.ArgumentParser) -> None:
-    """Declares --csv."""
-    default = pathlib.Path("results/speed.csv")
+def add_argument(parser: argparse.ArgumentParser, name: str = "speed.csv") -> None:
+    """Declares --csv; `name` is that of the file in results/ if nothing is said."""
+    default = pathlib.Path("results") / name
     parser.add_argument(
         "--csv", type=pathlib.Path, default=default, help=f"file of measurements (default: {default})"
     )
 
 
-def check(path: pathlib.Path) -> None:
-    """Refuses a file that rows cannot be added to, before anything is measured.
+def check(path: pathlib.Path, columns: Sequence[str] = COLUMNS) -> None:
+    """Refuses a file that rows of these columns cannot be added to, before anything is measured.
 
     Raises:
       UserError: if it has other columns, or cannot be read or written.
     """
+    header = _header(path)
+    if header not in (None, columns):
+        differing = sorted(set(header) ^ set(columns)) or ["their order"]
+        raise UserError(f"--csv={path}: has other columns ({', '.join(differing[:3])}); name another file")
+
+
+def _header(path: pathlib.Path) -> tuple[str, ...] | None:
+    """The first line of a file that can be written; None if it is empty or not there yet."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         is_new = not path.exists()
@@ -98,15 +116,13 @@ def check(path: pathlib.Path) -> None:
             path.unlink()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--csv={path}: {error}; name another file") from None
-    if header is not None and tuple(header) != COLUMNS:
-        differing = sorted(set(header) ^ set(COLUMNS)) or ["their order"]
-        raise UserError(f"--csv={path}: has other columns ({', '.join(differing[:3])}); name another file")
+    return header if header is None else tuple(header)
 
 
-def append(path: pathlib.Path, rows: Iterable[Row]) -> None:
+def append(path: pathlib.Path, rows: Iterable[Row], columns: Sequence[str] = COLUMNS) -> None:
     """Adds rows at the end; the header comes first in an empty file."""
     with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, restval="")
+        writer = csv.DictWriter(file, columns, restval="")
         if file.tell() == 0:
             writer.writeheader()
         writer.writerows({key: _short(value) for key, value in row.items()} for row in rows)
@@ -118,13 +134,13 @@ def _short(value: object) -> object:
 
 
 def read(path: pathlib.Path) -> list[dict[str, str]]:
-    """All rows of a file that `append` wrote.
+    """All rows of a file that `append` wrote, with the one set of columns or the other.
 
     Raises:
       UserError: if there is none, or it has other columns.
     """
     if not path.is_file():
         raise UserError(f"--csv={path}: no such file; python -m xception_jax benchmark step writes one")
-    check(path)
+    check(path, DATA_COLUMNS if _header(path) == DATA_COLUMNS else COLUMNS)
     with path.open(newline="") as file:
         return list(csv.DictReader(file))

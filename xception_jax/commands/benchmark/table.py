@@ -9,7 +9,7 @@ from xception_jax.commands.benchmark import records
 Row = dict[str, str]
 # Rows of one command that agree in these measure the same thing.
 IDENTITY = ("command", "benchmark", "library", "model", "batch", "image_size", "dtype", "mode", "layer",
-            "implementation")  # fmt: skip
+            "implementation", "side", "stage", "data", "resize")  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,10 +18,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Prints a table of the steps, one of the comparisons, and one for each command that timed layers."""
+    """Prints a table for each kind of measurement in the file, and one for each command that timed layers."""
     rows = latest(records.read(arguments.csv))
     tables = []
-    for benchmark, columns in TABLES.items():
+    for benchmark, columns in (TABLES | DATA_TABLES).items():
         if chosen := [row for row in rows if row["benchmark"] == benchmark]:
             tables.append(markdown(columns, chosen))
     ops = [row for row in rows if row["benchmark"] == "op"]
@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def latest(rows: Sequence[Row]) -> list[Row]:
     """The last row of each thing measured, in the order of their first ones."""
-    found = {tuple(row[column] for column in IDENTITY): row for row in rows}
+    found = {tuple(row.get(column) for column in IDENTITY): row for row in rows}
     return list(found.values())
 
 
@@ -76,6 +76,20 @@ def _ratio(row: Row) -> str:
     return f"{median} ({low} to {high}) of {row['reference']}'s"
 
 
+def _pictures(row: Row) -> str:
+    return f"{row['data']}, {float(row['kilobytes']):.0f} kB -> {row['image_size']} px, {row['resize']}"
+
+
+def _cpu_milliseconds(row: Row) -> str:
+    median, low, high = (records.format_ms(float(row[key])) for key in records.CPU)
+    return f"{median} ({low} to {high})"
+
+
+def _times(row: Row, keys: Sequence[str]) -> str:
+    median, low, high = (f"{float(row[key]):.3g}" for key in keys)
+    return f"{median} ({low} to {high})"
+
+
 def op_table(rows: Sequence[Row]) -> str:
     """Of one command: a line for each layer and implementation, a column for each pass."""
     first = rows[0]
@@ -101,4 +115,22 @@ SHARED = {
 TABLES = {
     "step": SHARED | {"of the roofline": lambda row: f"{float(row['roofline_share']):.0%} ({row['bound']})"},
     "versus": SHARED | {"share of the peer's time": _ratio},
+}
+# Of results/data.csv; `benchmark data` writes "data stage" for the parts of its plain loop.
+PREPARED = {"pictures": _pictures, "device": _device}
+DATA_TABLES = {
+    "data": PREPARED
+    | {
+        "prepared by": lambda row: row["side"],
+        "CPU ms an image (quartiles)": _cpu_milliseconds,
+        "images/s a core": _images_per_second,
+        "CPU time / plain loop's": lambda row: _times(row, records.OF_BARE),
+        "CPU time / pipeline's": lambda row: _times(row, records.OF_PIPELINE),
+    },
+    "data stage": PREPARED
+    | {
+        "stage": lambda row: row["stage"],
+        "CPU ms an image (quartiles)": _cpu_milliseconds,
+        "share of the plain loop": lambda row: f"{float(row['of_bare']):.1%}",
+    },
 }

@@ -1,0 +1,117 @@
+"""Writes pictures into record files, which train faster than single files: ImageNet, a folder, or a manifest."""
+
+import argparse
+import pathlib
+import re
+import shlex
+
+from xception_jax.errors import TrainingError, UserError
+
+LISTED = 5  # pictures that were left out
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the command's flags."""
+    kinds = parser.add_subparsers(dest="kind", required=True)
+    full = _add_kind(
+        kinds, "imagenet2012", "ILSVRC 2012, record for record the set that TFDS writes with TensorFlow"
+    )
+    part = _add_kind(kinds, "imagenet100", "every tenth class: 500 training and 50 validation pictures of each")
+    for imagenet in (full, part):
+        imagenet.add_argument("--train-tar", required=True, help="ILSVRC2012_img_train.tar")
+        imagenet.add_argument("--val-tar", required=True, help="ILSVRC2012_img_val.tar")
+    part.add_argument("--seed", type=int, default=0, help="of the choice of pictures (default: 0)")
+    folder = _add_kind(kinds, "folder", "a folder of pictures: CLASS/*, or train/CLASS/* and val/CLASS/*")
+    manifest = _add_kind(kinds, "manifest", "a .csv or .jsonl table of pictures with one label or several")
+    manifest.add_argument("--classes", help=".csv file with the columns class and, perhaps, weight")
+    for own in (folder, manifest):
+        own.add_argument("--root", required=True, help="the folder, or the table")
+        own.add_argument("--name", required=True, help="of the set; small letters, digits and _")
+        own.add_argument("--holdout", type=float, default=0.1, help="share for validation, if none is there (0.1)")
+        own.add_argument(
+            "--short-side", type=int, help="shrink larger pictures to this, in pixels (default: none)"
+        )
+        own.add_argument("--skip-unreadable", action="store_true", help="leave out pictures that cannot be read")
+
+
+def _add_kind(kinds: argparse._SubParsersAction, name: str, description: str) -> argparse.ArgumentParser:
+    parser = kinds.add_parser(name, help=description, description=description, allow_abbrev=False)
+    parser.add_argument(
+        "--out", required=True, type=pathlib.Path, help="TFDS's data_dir; several sets can share one"
+    )
+    return parser
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Writes the set, and says what was written and how to train on it.
+
+    Raises:
+      UserError: for a mistake in the flags, files that are not as they should be, or another set in its place.
+      TrainingError: if the files cannot be written.
+    """
+    from xception_jax.data import (
+        prepare,
+    )  # TFDS takes a second to import, which the other commands need not wait for
+
+    try:
+        plan = _plan(arguments)
+        report = prepare.write(plan, arguments.out)
+    except ValueError as error:
+        raise UserError(_as_flag(str(error))) from None
+    except OSError as error:
+        raise TrainingError(
+            f"--out={arguments.out}: {error}; nothing was left there, run again once mended"
+        ) from None
+    _print(plan, report, arguments.out)
+
+
+def _plan(arguments: argparse.Namespace):
+    """What is to be written."""
+    from xception_jax.data import folder, imagenet, manifest, prepare
+
+    if arguments.kind.startswith("imagenet"):
+        dataset = imagenet.load(arguments.train_tar, arguments.val_tar)
+        settings = {"encoding": "jpeg", "decode": False}
+        if arguments.kind == "imagenet2012":
+            return prepare.Plan(dataset=dataset, name="imagenet2012", version="5.1.0", **settings)
+        text = f"every tenth class: 500 training and 50 validation pictures of each, seed {arguments.seed}"
+        dataset = imagenet.choose_100(dataset, seed=arguments.seed)
+        return prepare.Plan(dataset=dataset, name="imagenet100", description=text, **settings)
+    prepare.check_name(arguments.name)
+    if not 0 <= arguments.holdout < 1:
+        raise ValueError(f"holdout = {arguments.holdout}: must be a share from 0 to less than 1")
+    if arguments.short_side is not None and arguments.short_side < 1:
+        raise ValueError(f"short_side = {arguments.short_side}: must be at least 1 pixel")
+    if arguments.kind == "folder":
+        dataset = folder.load(arguments.root, holdout=arguments.holdout)
+    else:
+        dataset = manifest.load(arguments.root, classes=arguments.classes, holdout=arguments.holdout)
+    return prepare.Plan(
+        dataset=dataset,
+        name=arguments.name,
+        short_side=arguments.short_side,
+        skip_unreadable=arguments.skip_unreadable,
+    )
+
+
+def _as_flag(message: str) -> str:
+    """The name of a setting at the start of the message as that of a flag.
+
+    >>> _as_flag("short_side = 0: must be at least 1 pixel")
+    '--short-side=0: must be at least 1 pixel'
+    """
+    return re.sub(r"^(\w+) = ", lambda match: f"--{match[1].replace('_', '-')}=", message)
+
+
+def _print(plan, report, out: pathlib.Path) -> None:
+    counts = " and ".join(f"{count:,} {split}" for split, count in report.counts.items())
+    print(f"{report.directory}: {counts} records{', already there' if report.was_there else ''}")
+    for note in plan.dataset.notes:
+        print(note)
+    if plan.short_side:
+        of = sum(report.counts.values())
+        print(f"shrunk to a shorter side of {plan.short_side} pixels: {report.shrunk:,} of {of:,}")
+    if left_out := report.left_out:
+        names = "; ".join([*left_out[:LISTED], *["..."] * (len(left_out) > LISTED)])
+        print(f"left out, since they cannot be read: {len(left_out):,} pictures: {names}")
+    print(f"train with --config.data.name=tfds:{plan.name} --config.data.root={shlex.quote(str(out))}")
