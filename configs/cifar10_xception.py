@@ -2,9 +2,9 @@
 
     python train.py --config configs/cifar10_xception.py --workdir runs/cifar10 --config.data.root=DATA_DIR
 
-DATA_DIR holds cifar10 as TFDS prepares it, in array_record format. The paper has no such experiment: network and
-optimizer are its own, width and schedule are ours, the augmentation (4 pixels of padding, crop, mirror image) is the
-common one of He et al. 2016, section 4.2. Not yet trained to the end.
+DATA_DIR holds cifar10 as TFDS prepares it, in array_record format. The paper has no such experiment: network
+and optimizer are its own, width and schedule are ours, the augmentation (4 pixels of padding, crop, mirror) is
+the common one of He et al. 2016, section 4.2. Not yet trained to the end.
 """
 
 from configs import common

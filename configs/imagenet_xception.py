@@ -9,8 +9,8 @@ or, with the pictures in train/CLASS/ and val/CLASS/, --config.data.name=folder 
 From the paper: SGD, momentum 0.9, learning rate 0.045 times 0.94 every 2 epochs, weight decay 1e-5, dropout 0.5,
 Polyak averaging. It gives neither batch size nor length nor augmentation. 60 GPUs x 32 images = 1,920, with batch
 statistics of 32 images, is the natural reading of its set-up; here it is 64 x 32 = 2,048, which divides over
-today's machines, with the learning rate scaled along. 120 epochs end the decay at 2.4 % of the initial rate. Crops,
-interpolation and colors are those of TensorFlow's Inception training, the evaluation is TF-Slim's.
+today's machines, with the learning rate scaled along. 120 epochs end the decay at 2.4 % of the initial rate.
+Crops, interpolation and colors are those of TensorFlow's Inception training, the evaluation is TF-Slim's.
 
 The paper's result: 79.0 % top-1, 94.5 % top-5 on one crop, in about 3 days on 60 K80 GPUs. This recipe has not yet
 been trained to the end.

@@ -1,4 +1,4 @@
-"""Augmentation on the host and the order of batches, against windows cut with numpy and calls without a pipeline."""
+"""Augmentation on the host and the order of batches, against windows cut with numpy and plain calls."""
 
 import gc
 import itertools
@@ -100,7 +100,8 @@ class TestTrainTransform:
         image = random_image(8, 8)
         settings = {"crop": "none", "randaugment_ops": 2, "randaugment_magnitude": 7.0}
         expected = [
-            randaugment.rand_augment(image, np.random.default_rng(seed), num_ops=2, magnitude=7.0) for seed in range(9)
+            randaugment.rand_augment(image, np.random.default_rng(seed), num_ops=2, magnitude=7.0)
+            for seed in range(9)
         ]
         np.testing.assert_array_equal(augmented(9, image, **settings), expected)
 
@@ -209,7 +210,8 @@ def test_processes_and_workers_do_not_change_the_global_batch(files, processes, 
     reader = data.Reader(files, substitute=True)
     settings = {"reader": reader, "batch_size": 8, "start_step": start_step}
     shares = [
-        train(4, process_index=i, process_count=processes, num_workers=workers, **settings) for i in range(processes)
+        train(4, process_index=i, process_count=processes, num_workers=workers, **settings)
+        for i in range(processes)
     ]
     assert {len(batch["label"]) for share in shares for batch in share} == {8 // processes}
     whole = train(4, **settings)
@@ -228,7 +230,7 @@ class TestUnreadableImages:
     def test_a_vanished_disk_is_an_error(self, tmp_path, workers):
         absl.flags.FLAGS.mark_as_parsed()
         gone = data.ImageFiles.make(tmp_path / "disk", [f"{i}.jpg" for i in range(30)], np.arange(30))
-        with pytest.raises(ValueError, match=r"cannot read image .*disk/.*: No such file.*9 before.*is the disk there"):
+        with pytest.raises(ValueError, match=r"disk/.*: No such file.*9 before.*is the disk there"):
             train(1, reader=data.Reader(gone, substitute=True), num_workers=workers)
 
     def test_an_evaluation_leaves_none_out(self, files):

@@ -149,7 +149,7 @@ class TestSeveralLabels:
         mask = np.arange(60) % 5 != 0
         objective = metrics.Objective(num_classes=7, multilabel=True)
         loss = np.where(mask, 1.5, np.nan).astype(np.float32)
-        sums = objective.sums(jnp.asarray(loss), jnp.asarray(logits), jnp.asarray(labels), jnp.asarray(mask, jnp.float32))
+        sums = objective.sums(*map(jnp.asarray, (loss, logits, labels, mask.astype(np.float32))))
         first = np.take_along_axis(labels, logits.argmax(1)[:, None], axis=1)[:, 0]
         expected = {
             "loss": 1.5,

@@ -173,7 +173,12 @@ class TestManyLabels:
             ("red", 10, "crowdsource-verification"),
             ("green", 0, "verification"),
         ]
-        cases += [("green", 9, "machine"), ("green", 10, "machine"), ("blue", 10, "crowdsource-verification")]
+        cases += [
+            ("green", 9, "verification"),
+            ("green", 9, "machine"),
+            ("green", 10, "machine"),
+            ("blue", 10, "crowdsource-verification"),
+        ]
         objects = [{"label": label, "confidence": sure, "source": source} for label, sure, source in cases]
         examples = [
             {"image": encode(i), "image/filename": f"{i}.jpg", "objects": [], "objects_trainable": objects * i}

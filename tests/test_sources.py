@@ -54,7 +54,8 @@ class TestSeveralDigits:
         assert dataset.multilabel and (len(dataset.train), len(dataset.validation)) == (8192, 1024)
         single = data.load("digits")
         for part, originals in ((dataset.train, single.train), (dataset.validation, single.validation)):
-            known = {image.tobytes(): int(label) for image, label in zip(originals.images, originals.labels, strict=True)}
+            pairs = zip(originals.images, originals.labels, strict=True)
+            known = {image.tobytes(): int(label) for image, label in pairs}
             for index in range(40):
                 example = part[index]
                 assert example["image"].shape == (CANVAS, CANVAS, 1)
@@ -181,7 +182,7 @@ class TestFolder:
             load_folder(tmp_path, holdout=0.0)
 
     def test_a_missing_folder_is_named(self, tmp_path):
-        with pytest.raises(ValueError, match="nowhere.*no such folder"):
+        with pytest.raises(ValueError, match=r"nowhere.*no such folder"):
             load_folder(tmp_path / "nowhere")
 
     def test_a_picture_that_vanished_is_named(self, tmp_path):
@@ -228,7 +229,8 @@ class TestManifest:
 
     def test_several_labels(self, tmp_path, suffix):
         dataset = self.load(write_manifest(tmp_path, SEVERAL, suffix))
-        assert dataset.multilabel and dataset.class_names == ("cat", "dog", "sofa") and dataset.class_weights is None
+        assert dataset.multilabel and dataset.class_names == ("cat", "dog", "sofa")
+        assert dataset.class_weights is None
         assert [e["label"] for e in examples(dataset.train)] == [(0, 2), (), (0,)]
         assert [e["label"] for e in examples(dataset.validation)] == [(1,)]
         assert dataset.train.name(1) == str(tmp_path / "a" / "2.png")
@@ -284,7 +286,8 @@ class TestManifest:
         rows = [*SEVERAL[:2], SEVERAL[2] | change, SEVERAL[3]]
         text = "".join(json.dumps(row) + "\n" for row in rows)
         if suffix == ".csv":
-            text = "path,labels,split\n" + "".join(f"{r['path']},{';'.join(r['labels'])},{r['split']}\n" for r in rows)
+            lines = (f"{r['path']},{';'.join(r['labels'])},{r['split']}\n" for r in rows)
+            text = "path,labels,split\n" + "".join(lines)
         path = tmp_path / f"pictures{suffix}"
         path.write_text(text)
         with pytest.raises(ValueError, match=rf"^root = '.*{message}"):

@@ -316,9 +316,9 @@ def collectives(*, images, pixels, **settings):
 
 
 def test_devices_exchange_only_gradients_statistics_and_metrics():
-    """The full network at 299 px, images mirrored and mixed on the device: all-reduces alone, and together they carry each gradient, two batch
-    statistics a channel, and a few metrics. The two sums that the backward pass of batch normalization needs are
-    the gradients of its scale and bias: they travel once."""
+    """The full network at 299 px, images mirrored and mixed on the device: all-reduces alone, and together they
+    carry each gradient, two batch statistics a channel, and a few metrics. The two sums that the backward pass of
+    batch normalization needs are the gradients of its scale and bias: they travel once."""
     found = collectives(images=16, pixels=299)
     assert {collective["name"] for collective in found} == {"all-reduce"}
     carried = sum(

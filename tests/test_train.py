@@ -9,7 +9,9 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from PIL import Image
 
 ROOT = pathlib.Path(__file__).parent.parent
 TINY = (
@@ -130,6 +132,68 @@ def test_the_digits_recipe_reaches_its_accuracy(launch, tmp_path):
     assert len(top1) == 2 and min(top1) >= 97, summary
 
 
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """A folder of 40 JPEG and PNG files in two classes, one of them cut short, and 10 more to evaluate."""
+    root = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 20), ("val", 5)):
+        for name, mean in (("dark", 80), ("light", 170)):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = np.clip(rng.normal(mean, 40, (30 + number, 50 - number, 3)), 0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / f"{number}.{'jpg' if number % 2 else 'png'}")
+    cut = root / "train" / "dark" / "7.jpg"
+    cut.write_bytes(cut.read_bytes()[:700])
+    return root
+
+
+def folder_run(pictures, workdir):
+    """Arguments of a run with worker processes; the pictures are mixed and mirrored on the device."""
+    settings = {"root": pictures, "num_workers": 2, "max_unreadable": 0.05}
+    return (
+        *TINY,
+        "--config.data.name=folder",
+        *(f"--config.data.{name}={value}" for name, value in settings.items()),
+        "--config.batch_size=8",
+        "--config.augment.flip=True",
+        "--config.augment.color=inception",
+        "--config.augment.mixup_alpha=0.2",
+        "--workdir",
+        workdir,
+    )
+
+
+def test_a_run_from_picture_files_survives_its_kill(launch, pictures, tmp_path):
+    shared = set(os.listdir("/dev/shm"))
+    code, output = launch(*folder_run(pictures, tmp_path / "unbroken"))
+    assert code == 0, output
+    warning = rf"^warning: cannot read image {pictures}/train/dark/7\.jpg: .*; another image takes its place$"
+    assert len(re.findall(warning, output, re.M)) == 1, output
+    killed = folder_run(pictures, tmp_path / "killed")
+    # The pipe of a killed run ends only when its workers have ended too.
+    code, _ = launch(*killed, at=("step 50/60", signal.SIGKILL))
+    assert code == -signal.SIGKILL
+    code, resumed = launch(*killed, at=("step 50/60", signal.SIGTERM))
+    assert code == 0 and re.search("^continuing from step (20|40)$", resumed, re.M), resumed
+    assert "interrupted at step 5" in resumed, resumed
+    code, resumed = launch(*killed)
+    assert code == 0 and fingerprint(resumed) == fingerprint(output)
+    assert set(os.listdir("/dev/shm")) <= shared
+    rows = metric_rows(tmp_path / "unbroken")
+    assert sum(row.get("unreadable", 0) for row in rows) * 80 == pytest.approx(12)  # 12 epochs of 40
+
+
+def test_too_many_unreadable_pictures_end_the_run(launch, pictures, tmp_path):
+    code, output = launch(*folder_run(pictures, tmp_path / "run"), "--config.data.max_unreadable=0.01")
+    assert code == 1
+    last = output.splitlines()[-1]
+    assert last.startswith("error: 2 of 80 images") and "dark/7.jpg" in last
+    assert "config.data.max_unreadable = 0.01" in last
+    assert "Traceback" not in output and "leaked" not in output
+
+
 def damage(checkpoint):
     """Changes one byte of the parameters, in the middle of their largest file."""
     path = max((checkpoint / "params").rglob("*"), key=lambda p: p.stat().st_size if p.is_file() else 0)
@@ -201,6 +265,19 @@ MISTAKES = {
         "config.data.image_size = 2",
         "'SAME'",
     ),
+    "no such dataset": (["--config.data.name=digit"], "config.data.name = 'digit'", "did you mean 'digits'?"),
+    "no such folder": (
+        ["--config.data.name=folder", "--config.data.root=/nowhere"],
+        "config.data.root = '/nowhere'",
+        "name one that holds",
+    ),
+    "no such records": (
+        ["--config.data.name=tfds:cifar10", "--config.data.root=/nowhere"],
+        "config.data.root = '/nowhere'",
+        "python -m xception_jax prepare",
+    ),
+    "other classes": (["--config.model.num_classes=7"], "config.model.num_classes = 7", "has 10; pass"),
+    "colors of grey": (["--config.augment.color=jitter"], "config.augment.color = 'jitter'", "color=none"),
     "workdir is a file": (["--workdir=/etc/passwd"], "--workdir=/etc/passwd", "name a directory"),
     "workdir of others": (["--workdir=/usr"], "--workdir=/usr", "name a new or empty directory"),
 }

@@ -1,5 +1,6 @@
 """Runs of every recipe on 8 devices, and what can be done with what they leave."""
 
+import io
 import json
 import pathlib
 import runpy
@@ -7,9 +8,13 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
 from sklearn.metrics import accuracy_score
+from test_records import write_set
 
 import xception_jax
 from configs import common, digits
@@ -39,12 +44,79 @@ def run(tmp_path_factory):
     return workdir, loop.train(config, workdir)
 
 
+COLORS = {"red": (250, 10, 20), "green": (30, 200, 40), "blue": (60, 70, 180)}
+SPLITS = {"train": 8, "validation": 3}  # pictures of each color
+
+
+def color_pictures(size):
+    """(split, color, number, picture) of noise around three colors."""
+    rng = np.random.default_rng(0)
+    for split, count in SPLITS.items():
+        for name, color in COLORS.items():
+            for number in range(count):
+                pixels = np.clip(np.array(color) + rng.normal(0, 20, (size, size + 4, 3)), 0, 255)
+                yield split, name, number, Image.fromarray(pixels.astype(np.uint8))
+
+
+def write_folder(root):
+    for split, name, number, picture in color_pictures(40):
+        folder = root / {"validation": "val"}.get(split, split) / name
+        folder.mkdir(parents=True, exist_ok=True)
+        picture.save(folder / f"{number}.{'jpg' if number % 2 else 'png'}")
+    return root
+
+
+def write_manifest(root):
+    rows = ["path,labels,split"]
+    for split, name, number, picture in color_pictures(40):
+        picture.save(root / f"{split}-{name}-{number}.jpg")
+        labels = [name, "odd"] if number % 2 else [name]
+        rows.append(f"{split}-{name}-{number}.jpg,{';'.join(labels)},{split.replace('validation', 'val')}")
+    (root / "pictures.csv").write_text("\n".join(rows) + "\n")
+    return root / "pictures.csv"
+
+
+def write_tfds(root, name, eval_split, **features):
+    """Record files as TFDS's own builder writes them."""
+    label = tfds.features.ClassLabel(names=tuple(COLORS))
+    splits = {"train": [], eval_split: []}
+    for split, color, _, picture in color_pictures(32):
+        buffer = io.BytesIO()
+        picture.save(buffer, "PNG")
+        example = {"image": buffer.getvalue(), "label": color, **dict.fromkeys(features, 0)}
+        splits["train" if split == "train" else eval_split].append(example)
+    write_set(root, name, {"image": tfds.features.Image(), "label": label, **features}, splits)
+    return root
+
+
+OTHER = tfds.features.ClassLabel(num_classes=2)
+DATA = {
+    "cifar100_xception": lambda root: write_tfds(root, "cifar100", "test", coarse_label=OTHER),
+    "cifar10_xception": lambda root: write_tfds(root, "cifar10", "test"),
+    "digits": lambda root: None,
+    "folder_xception": write_folder,
+    "imagenet_xception": lambda root: write_tfds(root, "imagenet2012", "validation"),
+    "multilabel_xception": write_manifest,
+}
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_runs_its_smoke_variant(path, tmp_path):
+    """On data in the format that it is for."""
     config = runpy.run_path(str(path))["get_config"]("smoke")
+    root = DATA[path.stem](tmp_path)
+    config.data.root = None if root is None else str(root)
     result = loop.train(config, tmp_path / "run")
-    assert (result.step, result.num_examples) == (4, 360)
+    assert (result.step, result.num_examples) == (4, 360 if root is None else 9)
     assert all(np.isfinite(v) for values in result.evaluation.values() for v in values.values())
+    trained = xception_jax.load(tmp_path / "run")
+    expected = {"digits": tuple("0123456789"), "multilabel_xception": ("blue", "green", "odd", "red")}
+    names = ("blue", "green", "red") if path.stem == "folder_xception" else tuple(COLORS)
+    assert trained.class_names == expected.get(path.stem, names)
+    if trained.multilabel:
+        image = np.zeros((9, 9, 3), np.uint8)
+        logits = np.asarray(trained.model(jnp.asarray(trained.preprocess([image]) / 127.5 - 1, jnp.float32)))
+        np.testing.assert_allclose(trained.predict([image]), 1 / (1 + np.exp(-logits)), atol=1e-2)  # bfloat16
 
 
 @pytest.mark.parametrize("weights", ["raw", "averaged"])

@@ -1,4 +1,4 @@
-"""Reading a recipe from the command line: --config=configs/NAME.py --config.KEY=VALUE ..., mistakes in one line."""
+"""Recipes from the command line, --config=configs/NAME.py --config.KEY=VALUE ...; mistakes in one line."""
 
 import re
 from collections.abc import Sequence

@@ -15,6 +15,8 @@ from xception_jax.augment import Augmentation
 from xception_jax.errors import UserError
 from xception_jax.models import Preprocessing
 
+WORTH_WORKERS = 5000  # images of an evaluation from which on worker processes pay for their start, some seconds
+
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
@@ -87,10 +89,10 @@ class Experiment:
     def batch_spec(self, batch_size: int, *, training: bool) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes of a global batch, split over the devices."""
         size = self.preprocessing.image_size
-        several = self.dataset.multilabel
+        several = ((batch_size, len(self.dataset.class_names)), np.uint8)
         shapes = {
             "image": ((batch_size, size, size, self.dataset.channels), np.uint8),
-            "label": ((batch_size, len(self.dataset.class_names)), np.uint8) if several else ((batch_size,), np.int32),
+            "label": several if self.dataset.multilabel else ((batch_size,), np.int32),
         }
         if training:
             shapes |= {"seed": ((batch_size,), np.uint32), "unreadable": ((batch_size,), np.int32)}
@@ -148,11 +150,14 @@ class Experiment:
 
     def evaluation_batches(self):
         """Validation batches of this host; see `data.evaluation_batches`."""
+        reading = self._reading
+        if len(self.dataset.validation) < WORTH_WORKERS:
+            reading["num_workers"] = 0
         return data.evaluation_batches(
             self.reader(self.dataset.validation, substitute=False),
             evaluation_transform(self.preprocessing),
             batch_size=self.eval_batch_size,
-            **self._reading,
+            **reading,
         )
 
     @property
@@ -245,8 +250,8 @@ def _with_data(recipe: config_lib.Recipe, dataset: data.Dataset) -> config_lib.R
         )
     if recipe.label_smoothing and dataset.multilabel:
         raise UserError(
-            f"config.label_smoothing = {recipe.label_smoothing}: is for one label an image, and {recipe.data.name} has"
-            " several; pass --config.label_smoothing=0"
+            f"config.label_smoothing = {recipe.label_smoothing}: is for one label an image, and {recipe.data.name}"
+            " has several; pass --config.label_smoothing=0"
         )
     return recipe.model_copy(update={"model": recipe.model | values})
 

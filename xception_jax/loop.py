@@ -366,7 +366,8 @@ def plan(experiment: Experiment) -> list[str]:
         f" mesh {dict(experiment.mesh.shape)}: {recipe.batch_size // len(devices)} images of a batch on each",
         f"data: {recipe.data.name}, {num_examples:,} images to train on,"
         f" {len(experiment.dataset.validation):,} to evaluate, {len(experiment.dataset.class_names):,} classes"
-        + ", any number of them an image" * experiment.dataset.multilabel,
+        + ", any number of them an image"
+        * experiment.dataset.multilabel,
         *(f"data: {note}" for note in experiment.dataset.notes),
         f"length: {total:,} steps of {recipe.batch_size} images, {per_epoch:,.1f} steps an epoch,"
         f" {total / per_epoch:,.1f} epochs",
@@ -448,9 +449,10 @@ class _Progress:
         """TrainingError if more images were replaced than the recipe allows in as many epochs as were begun."""
         share, num_examples = self._experiment.recipe.data.max_unreadable, len(self._experiment.dataset.train)
         if self._replaced > share * num_examples * math.ceil(self._read / num_examples):
+            reasons = " | ".join(list(self._unreadable.values())[:20])
             raise TrainingError(
                 f"{self._replaced:.0f} of {self._read:.0f} images could not be read, which is more than"
-                f" config.data.max_unreadable = {share:g} allows: {' | '.join(list(self._unreadable.values())[:20])}"
+                f" config.data.max_unreadable = {share:g} allows: {reasons}"
             )
 
     def _stop_at(self, step: int, name: str, value: float) -> None:
@@ -502,8 +504,8 @@ class _Progress:
         self._hinted = True
         settings, cores = self._experiment.recipe.data, os.cpu_count()
         self._writers.console.line(
-            f"hint: the step waits for its images {100 * data_wait:.0f} % of the time. This host has {cores} cores:"
-            f" raise --config.data.num_threads (now {settings.num_threads}) up to that, then --config.data.num_workers"
-            f" (now {settings.num_workers}); pictures much larger than {settings.image_size} px are read faster after"
-            " python -m xception_jax prepare ... --short-side"
+            f"hint: the step waits for its images {100 * data_wait:.0f} % of the time. This host has {cores}"
+            f" cores: raise --config.data.num_threads (now {settings.num_threads}) up to that, then"
+            f" --config.data.num_workers (now {settings.num_workers}); pictures much larger than"
+            f" {settings.image_size} px are read faster after python -m xception_jax prepare ... --short-side"
         )

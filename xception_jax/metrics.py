@@ -40,9 +40,7 @@ class Objective:
             return cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
         return sigmoid_cross_entropy(logits, targets, class_weights=self.class_weights)
 
-    def sums(
-        self, loss: jax.Array, logits: jax.Array, labels: jax.Array, mask: jax.Array | None = None
-    ) -> Sums:
+    def sums(self, loss: jax.Array, logits: jax.Array, labels: jax.Array, mask: jax.Array | None = None) -> Sums:
         """Of the measures that fit: `classification_sums` or `multilabel_sums`."""
         function = multilabel_sums if self.multilabel else classification_sums
         return function(loss, logits, labels, mask)
@@ -90,9 +88,7 @@ def classification_sums(
     return _masked_sums(mask, loss=loss, top1=rank < 1, top5=rank < 5)
 
 
-def multilabel_sums(
-    loss: jax.Array, logits: jax.Array, labels: jax.Array, mask: jax.Array | None = None
-) -> Sums:
+def multilabel_sums(loss: jax.Array, logits: jax.Array, labels: jax.Array, mask: jax.Array | None = None) -> Sums:
     """Sums over the examples whose mask is 1: loss, top1, exact, count.
 
     top1 counts the images whose highest logit is one of their labels; exact those whose labels are the classes

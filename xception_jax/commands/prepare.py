@@ -1,4 +1,4 @@
-"""Writes pictures into record files, which train faster than single files: ImageNet, a folder, or a manifest."""
+"""Writes pictures into a few large files of records, not many small ones: ImageNet, a folder, or a manifest."""
 
 import argparse
 import pathlib
@@ -13,9 +13,7 @@ LISTED = 5  # pictures that were left out
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's flags."""
     kinds = parser.add_subparsers(dest="kind", required=True)
-    full = _add_kind(
-        kinds, "imagenet2012", "ILSVRC 2012, record for record the set that TFDS writes with TensorFlow"
-    )
+    full = _add_kind(kinds, "imagenet2012", "ILSVRC 2012, the set that TFDS writes with TensorFlow")
     part = _add_kind(kinds, "imagenet100", "every tenth class: 500 training and 50 validation pictures of each")
     for imagenet in (full, part):
         imagenet.add_argument("--train-tar", required=True, help="ILSVRC2012_img_train.tar")
@@ -49,9 +47,8 @@ def run(arguments: argparse.Namespace) -> None:
       UserError: for a mistake in the flags, files that are not as they should be, or another set in its place.
       TrainingError: if the files cannot be written.
     """
-    from xception_jax.data import (
-        prepare,
-    )  # TFDS takes a second to import, which the other commands need not wait for
+    # TFDS takes a second to import, which no other command should have to wait for.
+    from xception_jax.data import prepare
 
     try:
         plan = _plan(arguments)
@@ -69,6 +66,8 @@ def _plan(arguments: argparse.Namespace):
     """What is to be written."""
     from xception_jax.data import folder, imagenet, manifest, prepare
 
+    if arguments.kind == "imagenet100" and arguments.seed < 0:
+        raise ValueError(f"seed = {arguments.seed}: must be at least 0")
     if arguments.kind.startswith("imagenet"):
         dataset = imagenet.load(arguments.train_tar, arguments.val_tar)
         settings = {"encoding": "jpeg", "decode": False}
@@ -113,5 +112,5 @@ def _print(plan, report, out: pathlib.Path) -> None:
         print(f"shrunk to a shorter side of {plan.short_side} pixels: {report.shrunk:,} of {of:,}")
     if left_out := report.left_out:
         names = "; ".join([*left_out[:LISTED], *["..."] * (len(left_out) > LISTED)])
-        print(f"left out, since they cannot be read: {len(left_out):,} pictures: {names}")
+        print(f"unreadable pictures left out: {len(left_out):,}: {names}")
     print(f"train with --config.data.name=tfds:{plan.name} --config.data.root={shlex.quote(str(out))}")

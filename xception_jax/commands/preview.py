@@ -12,6 +12,7 @@ from xception_jax.errors import TrainingError, UserError
 
 EXAMPLE = "python -m xception_jax preview --config configs/digits.py --out preview.png"
 COLUMNS = 8
+Titled = tuple[np.ndarray, list[str]]  # images float[N, H, W, C] in [0, 1], and a title for each
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,14 +41,16 @@ def run(arguments: argparse.Namespace) -> None:
     except ValueError as error:
         raise TrainingError(str(error)) from None
     try:
-        draw(train, evaluation, arguments.out, title=f"{plan.recipe.data.name}, {plan.preprocessing.image_size} px")
+        title = f"{plan.recipe.data.name}, {plan.preprocessing.image_size} px"
+        draw(train, evaluation, arguments.out, title=title)
     except OSError as error:
-        raise UserError(f"--out={arguments.out}: cannot be written ({error.strerror}); name another file") from None
+        reason = error.strerror or error
+        raise UserError(f"--out={arguments.out}: cannot be written ({reason}); name another file") from None
     print(f"{arguments.out}: {count} training images as augmented, {len(evaluation[0])} images as evaluated")
 
 
-def training_images(plan: experiment.Experiment) -> tuple[np.ndarray, list[str]]:
-    """The first batch of training as the network gets it but for normalization: (float[N, H, W, C], titles)."""
+def training_images(plan: experiment.Experiment) -> Titled:
+    """The first batch of training as the network gets it but for normalization."""
     batches = plan.train_batches(0)
     batch = next(batches)
     batches.close()
@@ -61,8 +64,8 @@ def training_images(plan: experiment.Experiment) -> tuple[np.ndarray, list[str]]
     return images, [_title(target, plan.dataset.class_names) for target in targets]
 
 
-def evaluated_images(plan: experiment.Experiment) -> tuple[np.ndarray, list[str]]:
-    """Validation images, evenly spaced over the set: (float[N, H, W, C] in [0, 1], titles)."""
+def evaluated_images(plan: experiment.Experiment) -> Titled:
+    """Validation images, evenly spaced over the set."""
     reader = plan.reader(plan.dataset.validation, substitute=False)
     transform = experiment.evaluation_transform(plan.preprocessing)
     indices = np.linspace(0, len(reader) - 1, COLUMNS).astype(int)
@@ -79,9 +82,7 @@ def _title(target: np.ndarray, names: tuple[str, ...]) -> str:
     return " + ".join(part if len(part) <= 24 else part[:23] + "…" for part in parts) or "(none)"
 
 
-def draw(
-    train: tuple[np.ndarray, list[str]], evaluation: tuple[np.ndarray, list[str]], path: pathlib.Path, *, title: str
-) -> None:
+def draw(train: Titled, evaluation: Titled, path: pathlib.Path, *, title: str) -> None:
     """Writes a PNG: rows of training images, then a row of evaluated ones, each with its title."""
     import matplotlib.pyplot as plt
 

@@ -32,13 +32,14 @@ def load(root: str | pathlib.Path, *, holdout: float) -> Dataset:
         raise ValueError(f"root = {str(root)!r}: no such folder; name one that holds a folder of pictures a class")
     split = (root / "train").is_dir()
     if not split and (root / "val").is_dir():
-        raise ValueError(f"root = {str(root)!r}: has val/ but no train/; add it, or name the folder of the classes")
+        raise ValueError(f"root = {str(root)!r}: has val/ but no train/; add it, or name the classes' folder")
     train_folder = root / "train" if split else root
     listing = _list_classes(train_folder)
     if empty := [name for name, paths in listing.pictures.items() if not paths]:
+        others = f" and {len(empty) - 1} others" if len(empty) > 1 else ""
+        suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
         raise ValueError(
-            f"root = {str(root)!r}: no pictures ({', '.join(sorted(IMAGE_SUFFIXES))}) in class"
-            f" {empty[0]!r}{f' and {len(empty) - 1} others' if len(empty) > 1 else ''}; add some or remove the folder"
+            f"root = {str(root)!r}: no pictures ({suffixes}) in class {empty[0]!r}{others}; add some or remove the folder"
         )
     if split and (root / "val").is_dir():
         held_out = _list_classes(root / "val")
@@ -47,7 +48,8 @@ def load(root: str | pathlib.Path, *, holdout: float) -> Dataset:
         notes = [*listing.notes("train/"), *held_out.notes("val/")]
     else:
         train, validation = _split(train_folder, listing, holdout)
-        notes = [*listing.notes(), f"no val/: {holdout:.0%} of the pictures, chosen by a hash of their path, held out"]
+        held_out_note = f"no val/: {holdout:.0%} of the pictures, chosen by a hash of their path, held out"
+        notes = [*listing.notes(), held_out_note]
     for part, files in {"train": train, "val": validation}.items():
         if not len(files):
             raise ValueError(f"root = {str(root)!r}: no pictures for {part}; add some, or change data.holdout")
@@ -69,7 +71,7 @@ class _Listing:
         if self.unreadable:
             yield f"left out {len(self.unreadable)} files that cannot be opened: {_some(self.unreadable, where)}"
         if self.others:
-            yield f"left out {len(self.others)} files that are no pictures by their name: {_some(self.others, where)}"
+            yield f"left out {len(self.others)} files that are no pictures by name: {_some(self.others, where)}"
 
 
 def _some(names: Sequence[str], where: str = "") -> str:

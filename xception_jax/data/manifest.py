@@ -43,7 +43,7 @@ def load(root: str | pathlib.Path, *, classes: str | None, holdout: float) -> Da
     parts: dict[str, list[tuple[str, tuple[int, ...]]]] = {"train": [], "val": []}
     for (line, _), (path, labels, split) in zip(rows, parsed, strict=True):
         if unknown := [label for label in labels if label not in number]:
-            raise ValueError(f"{where}: line {line}: {unknown[0]!r} is not in data.classes = {classes!r}; add it there")
+            raise ValueError(f"{where}: line {line}: {unknown[0]!r} is not in data.classes = {classes!r}; add it")
         part = split or ("val" if is_held_out(path, holdout) else "train")
         parts[part].append((path, tuple(sorted({number[label] for label in labels}))))
     for part, pictures in parts.items():
@@ -106,11 +106,12 @@ def _read_classes(path: str) -> tuple[list[str], tuple[float, ...] | None]:
             names.append(row["class"])
             weights.append(float(row.get("weight", 1.0)))
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{where}: line {line}: needs 'class' and a number as 'weight'; it has {row}") from error
+            reason = f"needs 'class' and a number as 'weight'; it has {row}"
+            raise ValueError(f"{where}: line {line}: {reason}") from error
         if not 0 <= weights[-1] < math.inf:
             raise ValueError(f"{where}: line {line}: weight {weights[-1]}; write a number from 0 on")
     if not names or len(set(names)) < len(names):
-        raise ValueError(f"{where}: names {'no' if not names else 'the same'} class{' twice' * bool(names)}; mend it")
+        raise ValueError(f"{where}: names {'a class twice' if names else 'no class'}; mend it")
     return names, tuple(weights) if set(weights) != {1.0} else None
 
 
@@ -118,6 +119,6 @@ def _check_files(folder: pathlib.Path, paths: Sequence[str], where: str) -> None
     missing = [path for path in paths if not os.access(os.path.join(folder, path), os.R_OK)]
     if missing:
         raise ValueError(
-            f"{where}: {len(missing)} of its {len(paths)} files cannot be opened, the first is {missing[0]!r}; paths"
-            f" are relative to {str(folder)!r}"
+            f"{where}: {len(missing)} of its {len(paths)} files cannot be opened, the first is {missing[0]!r};"
+            f" paths are relative to {str(folder)!r}"
         )

@@ -55,7 +55,8 @@ class Reader:
                 return example | {"unreadable": np.int32(index if attempt else -1)}
             except images.UnreadableImage as error:
                 last = error
-        raise images.UnreadableImage(last.name, f"{last.reason}, nor the {_ATTEMPTS - 1} before it; is the disk there?")
+        reason = f"{last.reason} (nor the {_ATTEMPTS - 1} before it: is the disk there?)"
+        raise images.UnreadableImage(last.name, reason)
 
     def _read(self, index: int) -> dict[str, Any]:
         example = self.source[index]

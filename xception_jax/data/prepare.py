@@ -163,7 +163,7 @@ def _work_folder(directory: pathlib.Path, name: str) -> Iterator[pathlib.Path]:
             ) from None
         stack.callback(shutil.rmtree, work, ignore_errors=True)
         for left_over in work.iterdir():
-            shutil.rmtree(left_over)
+            shutil.rmtree(left_over) if left_over.is_dir() else left_over.unlink()
         yield work
 
 
@@ -406,6 +406,6 @@ def _count_bytes(source: ImageFiles | Archive) -> int:
 def _describe(errors: Sequence[str]) -> str:
     more = [f"and {len(errors) - LISTED} more"] if len(errors) > LISTED else []
     lines = [
-        f"{len(errors)} pictures cannot be read; repair or remove them, or leave them out with --skip-unreadable"
+        f"unreadable pictures: {len(errors)}; repair or remove them, or leave them out with --skip-unreadable"
     ]
     return "\n  ".join([*lines, *errors[:LISTED], *more])

@@ -31,7 +31,7 @@ def load(
       classes: of "manifest", see there.
 
     Raises:
-      ValueError: for an unknown name, settings that do not belong together, or files that are not as they should be.
+      ValueError: for an unknown name, settings that do not belong together, or files not as they should be.
     """
     needs_root = name in ("folder", "manifest")
     is_records = name.startswith(RECORDS)

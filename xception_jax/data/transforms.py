@@ -92,7 +92,5 @@ class TrainTransform(grain.transforms.RandomMap):
             top, left = rng.integers(2 * pad + 1, size=2)
             image = image[top : top + size, left : left + size]
         if self.randaugment_ops:
-            image = rand_augment(
-                image, rng, num_ops=self.randaugment_ops, magnitude=self.randaugment_magnitude
-            )
+            image = rand_augment(image, rng, num_ops=self.randaugment_ops, magnitude=self.randaugment_magnitude)
         return element | {"image": image, "seed": rng.integers(2**32, dtype=np.uint32)}

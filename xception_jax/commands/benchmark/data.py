@@ -2,9 +2,7 @@
 
 import argparse
 import contextlib
-import copy
 import dataclasses
-import functools
 import importlib.metadata
 import json
 import os
@@ -13,43 +11,42 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import grain
+import cv2
 import jax
 import numpy as np
 from PIL import Image
-from sklearn.datasets import load_sample_images
 
 from xception_jax import data, memory
 from xception_jax.commands.benchmark import device, records, versus
+from xception_jax.commands.benchmark.pictures import SEED, Task, Work, find_pictures
 from xception_jax.commands.benchmark.workload import positive
 from xception_jax.data import images
-from xception_jax.data.resizing import Box, resize
+from xception_jax.data.resizing import resize
 from xception_jax.data.transforms import random_box
 from xception_jax.errors import UserError
 
+TRANSFER = "transfer"
 STAGES = {
     "read": "file -> bytes",
     "decode": "bytes -> pixels",
     "crop": "draws a random box",
     "resize": "box -> the model's size",
     "stack": "images -> batch",
-    "transfer": "batch -> device",
+    TRANSFER: "batch -> device",
 }
 ALL = "all"  # of the stages but the transfer, which is beside the comparison
 PLAIN, PIPELINE, PILLOW, DRAFT, TFDATA = "plain loop", "pipeline", "Pillow", "Pillow draft", "tf.data"
 ABOUT = {
-    PLAIN: "this package's functions, one after the other",
-    PIPELINE: "the same as training calls them, with grain",
-    PILLOW: "Image.open, convert, resize of the box, np.stack",
-    DRAFT: "the same, JPEGs decoded to 1/2, 1/4 or 1/8 of their size where the box allows it",
+    PLAIN: "the stages above but the transfer",
+    PIPELINE: "the same functions as training calls them, through Grain",
+    PILLOW: "open, convert, resize of the box, np.stack",
+    DRAFT: "where the box allows it, JPEGs decoded to 1/2, 1/4 or 1/8",
     TFDATA: "decode_and_crop_jpeg, tf.image.resize, batch",
 }
-LIBRARIES = ("numpy", "opencv-python-headless", "pillow", "grain")
-LENGTH = 10_000  # records at least: for a few hundred, grain takes longer to draw the order
-SEED = 0
+FILTERS = {"nearest": Image.Resampling.NEAREST, "bicubic": Image.Resampling.BICUBIC}  # Pillow's; else BILINEAR
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -110,221 +107,6 @@ def one_core() -> Iterator[None]:
         os.sched_setaffinity(0, cores)
 
 
-@dataclasses.dataclass(frozen=True)
-class Pictures:
-    """Some image files of a data set, over and over: a source as long as a large set's.
-
-    Attributes:
-      title: what they are, for people.
-      members: (source, index) of each.
-      files: path of each; of pictures that come from records, a copy.
-      sizes: (height, width) of each, in pixels.
-      kilobytes: mean of the files.
-    """
-
-    title: str
-    members: tuple[tuple[data.Source, int], ...]
-    files: tuple[str, ...]
-    sizes: tuple[tuple[int, int], ...]
-    kilobytes: float
-
-    def __len__(self) -> int:
-        return len(self.members) * -(-LENGTH // len(self.members))
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        source, number = self.members[index % len(self.members)]
-        return source[number]
-
-    def name(self, index: int) -> str:
-        """As its own source says it."""
-        source, number = self.members[index % len(self.members)]
-        return source.name(number)
-
-
-def find_pictures(arguments: argparse.Namespace, folder: pathlib.Path) -> Pictures:
-    """The pictures that the flags ask for; those that have to be written lie in `folder`.
-
-    Reading each once, to see its size, leaves the files in the system's memory: no stage waits for a disk.
-
-    Raises:
-      UserError: if there are none, not enough for a batch, or one cannot be read.
-    """
-    if arguments.data_name is None:
-        if arguments.root is not None:
-            raise UserError(f"--root={arguments.root}: of what? say --data-name=folder, manifest or tfds:NAME")
-        title, sources = "photographs made for this", (make_photographs(folder, arguments.pictures),)
-    else:
-        title, sources = f"{arguments.data_name} {arguments.root or ''}".strip(), load(arguments)
-    starts = np.cumsum([0, *map(len, sources)])
-    count = min(arguments.pictures, int(starts[-1]))
-    if count < arguments.batch:
-        raise UserError(f"--batch={arguments.batch}: there are only {count} pictures; choose at most {count}")
-    members, files, sizes, lengths = [], [], [], []
-    for number in np.linspace(0, starts[-1] - 1, count).astype(int).tolist():  # spread over the set
-        part = int(np.searchsorted(starts, number, side="right")) - 1
-        source, index = sources[part], number - int(starts[part])
-        members.append((source, index))
-        try:
-            encoded = source[index]["image"]
-            sizes.append(images.decode(encoded, name=source.name(index)).shape[:2])
-        except data.UnreadableImage as error:
-            raise UserError(f"--root={arguments.root}: {error}") from None
-        lengths.append(len(encoded))
-        files.append(source.name(index))
-        if not isinstance(source, data.ImageFiles):
-            files[-1] = str(folder / f"{number}.image")
-            pathlib.Path(files[-1]).write_bytes(encoded)
-    return Pictures(title, tuple(members), tuple(files), tuple(sizes), np.mean(lengths).item() / 1000)
-
-
-def load(arguments: argparse.Namespace) -> tuple[data.Source, ...]:
-    """Training and validation images of a data set; UserError if it cannot be opened."""
-    name, root = arguments.data_name, arguments.root
-    if name not in ("folder", "manifest") and not name.startswith("tfds:"):
-        raise UserError(f"--data-name={name}: has no image files; choose folder, manifest or tfds:NAME")
-    try:
-        dataset = data.load(name, root=root, holdout=0.5)  # so that both parts have pictures, if there are few
-    except (ValueError, OSError) as error:
-        raise UserError(f"--data-name={name} --root={root}: {error}") from None
-    return dataset.train, dataset.validation
-
-
-def make_photographs(folder: pathlib.Path, count: int) -> data.ImageFiles:
-    """JPEG files like ImageNet's: 500 x 375 pixels and 90 kB on average, a quarter of them upright.
-
-    Random parts of scikit-learn's two photographs. Enlarging made them smooth; noise as of a camera's sensor gives
-    them back the bytes, most of which decoding has to go through.
-    """
-    rng = np.random.default_rng(SEED)
-    photographs = [Image.fromarray(pixels) for pixels in load_sample_images().images]
-    names = [f"{number:04}.jpg" for number in range(count)]
-    for number, name in enumerate(names):
-        photograph = photographs[number % len(photographs)]
-        size = rng.integers((440, 330), (561, 421))[:: -1 if rng.random() < 0.25 else 1]  # width, height
-        part = size * min(photograph.size / size) * rng.uniform(0.6, 1)
-        left, top = rng.uniform(0, photograph.size - part)
-        box = (left, top, left + part[0], top + part[1])
-        pixels = np.asarray(photograph.resize(tuple(size.tolist()), Image.Resampling.LANCZOS, box), np.float32)
-        pixels = pixels + rng.normal(0, 4, (*pixels.shape[:2], 1))
-        picture = Image.fromarray(pixels.round().clip(0, 255).astype(np.uint8))
-        picture.save(folder / name, quality=94)
-    return data.ImageFiles.make(folder, names, np.zeros(count, np.int32))
-
-
-class Task(NamedTuple):
-    """An image to prepare: its number, the box to cut out, and the random numbers that drew the box."""
-
-    index: int
-    box: Box
-    rng: np.random.Generator
-
-
-@dataclasses.dataclass(frozen=True)
-class Work:
-    """What each side does.
-
-    Attributes:
-      transform: crop and size of the training images.
-      batch: images a batch.
-      plan: what is prepared in each round; the first warms up.
-    """
-
-    pictures: Pictures
-    transform: data.TrainTransform
-    batch: int
-    plan: tuple[tuple[Task, ...], ...]
-
-    @classmethod
-    def from_arguments(cls, arguments: argparse.Namespace, pictures: Pictures) -> "Work":
-        """As many whole batches a round as the pictures give."""
-        crop = {"crop": "random_resized", "resize": arguments.resize}
-        transform = data.TrainTransform(image_size=arguments.image_size, **crop)
-        batch, batches = arguments.batch, len(pictures.members) // arguments.batch
-        plan = draw_plan(pictures, transform, batch=batch, batches=batches, rounds=1 + arguments.rounds)
-        return cls(pictures, transform, batch, plan)
-
-    def __str__(self) -> str:
-        width, height = np.mean([size[::-1] for size in self.pictures.sizes], 0)
-        return (
-            f"{len(self.pictures.members)} pictures ({self.pictures.title}), on average {self.pictures.kilobytes:.0f}"
-            f" kB, {width:.0f} x {height:.0f} pixels\nto {self.size[0]} x {self.size[1]} pixels"
-            f" ({self.transform.resize}), batches of {self.batch}"
-        )
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width of the result."""
-        return (self.transform.image_size, self.transform.image_size)
-
-    @property
-    def images(self) -> int:
-        """Of a round."""
-        return len(self.plan[0])
-
-    @property
-    def method(self) -> str:
-        """What other libraries call the interpolation."""
-        return self.transform.resize.rpartition("_")[2]
-
-    @property
-    def may_draft(self) -> bool:
-        """Whether some box is at least twice as large as the result."""
-        return any(_draft_scale(task.box, self.size) >= 2 for tasks in self.plan for task in tasks)
-
-    def batches(self, number: int) -> Iterator[tuple[Task, ...]]:
-        """The tasks of a round, batch by batch."""
-        tasks = self.plan[number]
-        yield from (tasks[start : start + self.batch] for start in range(0, len(tasks), self.batch))
-
-
-@dataclasses.dataclass(frozen=True)
-class _Draw(grain.transforms.RandomMap):
-    """In the place of a transform: the box that it would cut out, and the random numbers before it is drawn."""
-
-    sizes: tuple[tuple[int, int], ...]
-    area: tuple[float, float]
-    aspect: tuple[float, float]
-
-    def random_map(self, element: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-        before = copy.deepcopy(rng)
-        size = self.sizes[element["index"] % len(self.sizes)]
-        return element | {"rng": before, "box": random_box(*size, rng, area=self.area, aspect=self.aspect)}
-
-
-@dataclasses.dataclass(frozen=True)
-class _Numbers:
-    """In the place of a reader: the numbers of the images."""
-
-    length: int
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"index": index}
-
-
-def draw_plan(
-    pictures: Pictures, transform: data.TrainTransform, *, batch: int, batches: int, rounds: int
-) -> tuple[tuple[Task, ...], ...]:
-    """The tasks that `data.train_batches` does; between the rounds a batch is left out, see `Pipeline`."""
-    draw = _Draw(pictures.sizes, transform.area, transform.aspect)
-    steps = data.train_batches(_Numbers(len(pictures)), draw, batch_size=batch, seed=SEED, num_threads=1)
-    plan = []
-    for _ in range(rounds):
-        next(steps)
-        columns = [next(steps) for _ in range(batches)]
-        plan.append(
-            tuple(
-                Task(index, tuple(box), rng)
-                for step in columns
-                for index, box, rng in zip(*(step[key].tolist() for key in ("index", "box", "rng")), strict=True)
-            )
-        )
-    steps.close()
-    return tuple(plan)
-
-
 class Seconds(NamedTuple):
     """Of an image: of the processor, all threads together, and on the clock."""
 
@@ -360,7 +142,7 @@ class Clock:
 
 @dataclasses.dataclass(frozen=True)
 class PlainLoop:
-    """The functions of this package called one after the other; `last` has its last batch afterwards."""
+    """The functions of this package, called one after the other."""
 
     work: Work
 
@@ -373,7 +155,7 @@ class PlainLoop:
         transfer = Clock()
         for _ in self.work.batches(number):
             jax.block_until_ready(jax.device_put(batch))
-        transfer.lap("transfer")
+        transfer.lap(TRANSFER)
         return clock.times(self.work.images) | whole.times(self.work.images) | transfer.times(self.work.images)
 
     def prepare(self, tasks: Sequence[Task], clock: Clock) -> np.ndarray:
@@ -382,7 +164,7 @@ class PlainLoop:
         for task in tasks:
             encoded = pictures[task.index]["image"]
             clock.lap("read")
-            image = images.decode(encoded, name=pictures.name(task.index))
+            image = images.decode(encoded, name=f"number {task.index}")
             clock.lap("decode")
             box = random_box(*image.shape[:2], task.rng, area=transform.area, aspect=transform.aspect)
             clock.lap("crop")
@@ -400,19 +182,20 @@ class Pipeline:
     work: Work
 
     def __call__(self, number: int) -> Times:
-        """From the end of one batch, which starts the thread, to that of the last: nobody else uses the batches, so
-        each is asked for before it is done, and none is prepared unseen."""
-        count = self.work.images // self.work.batch
+        """ALL of round `number`, from the end of the batch before it to the end of its last.
+
+        Each batch is asked for before it is done, so none is prepared unseen.
+        """
         batches = self.batches(number)
         others = set(threading.enumerate())
-        next(batches)
+        next(batches)  # starts the thread
         clock = Clock()
-        for _ in range(count):
+        for _ in self.work.batches(number):
             next(batches)
         clock.lap(ALL)
         batches.close()
-        while set(threading.enumerate()) - others:  # its thread ends with the batch that it has begun
-            time.sleep(0.001)
+        for thread in set(threading.enumerate()) - others:
+            thread.join(timeout=10)  # it ends with the batch that it has begun
         return clock.times(self.work.images)
 
     def batches(self, number: int) -> Iterator[dict[str, np.ndarray]]:
@@ -444,23 +227,18 @@ class Pillow:
 
     def prepare(self, task: Task) -> np.ndarray:
         """uint8[H, W, 3]."""
-        filters = {"nearest": Image.Resampling.NEAREST, "bicubic": Image.Resampling.BICUBIC}
         files, box = self.work.pictures.files, task.box
         with Image.open(files[task.index % len(files)]) as image:
-            scale = _draft_scale(box, self.work.size)
+            scale = self.work.scale(task)
             if self.draft and scale >= 2:
-                width = image.width
-                image.draft("RGB", (int(width / scale), int(image.height / scale)))
-                box = tuple(side * image.width / width for side in box)
+                width, height = image.size
+                image.draft("RGB", (int(width / scale), int(height / scale)))
+                left, right = (side * image.width / width for side in box[::2])
+                top, bottom = (side * image.height / height for side in box[1::2])
+                box = (left, top, right, bottom)
             image = image.convert("RGB")
-            image = image.resize(self.work.size, filters.get(self.work.method, Image.Resampling.BILINEAR), box=box)
-            return np.asarray(image)
-
-
-def _draft_scale(box: Box, size: tuple[int, int]) -> float:
-    """How many times larger the box is than the result, along its shorter side."""
-    left, top, right, bottom = box
-    return min(right - left, bottom - top) / size[0]
+            method = FILTERS.get(self.work.method, Image.Resampling.BILINEAR)
+            return np.asarray(image.resize(self.work.size, method, box=box))
 
 
 class TfData(versus.Worker):
@@ -499,8 +277,8 @@ class TfData(versus.Worker):
         answer = super()._read()
         if "missing" in answer:
             raise UserError(
-                f"--against=tfdata: {self.command[0]} has no {answer['missing']}; pip install tensorflow-cpu there,"
-                " or name another --peer-python"
+                f"--against=tfdata: {self.command[0]} has no {answer['missing']}; "
+                "pip install tensorflow-cpu there, or name another --peer-python"
             )
         return answer
 
@@ -509,3 +287,58 @@ def _whole(task: Task) -> tuple[int, ...]:
     """The box in whole pixels, one at least."""
     left, top, right, bottom = map(round, task.box)
     return left, top, max(right, left + 1), max(bottom, top + 1)
+
+
+def make_rows(work: Work, sides: Mapping[str, object], rounds: Sequence[Mapping[str, Times]]) -> list[records.Row]:
+    """A row for each side, and for each stage of the plain loop; ratios are of CPU times, round by round."""
+    versions = {"numpy": np.__version__, "opencv": cv2.__version__}
+    versions |= {name: importlib.metadata.version(name) for name in ("pillow", "grain")}
+    shared = work.columns | device.environment() | {"rounds": len(rounds)}
+    rows = []
+    for name, side in sides.items():
+        used = side.greeting["versions"] if isinstance(side, TfData) else versions
+        about = {"side": name, "peer": " ".join(f"{library} {version}" for library, version in used.items())}
+        for stage in rounds[0][name]:
+            cpu, wall = zip(*(times[name][stage] for times in rounds), strict=True)
+            row = shared | about | {"benchmark": "data" if stage == ALL else "data stage", "stage": stage}
+            row |= _spread(records.CPU, cpu) | _spread(records.WALL, wall)
+            row["images_per_second"] = 1 / row["cpu_seconds"] if stage == ALL else ""
+            for columns, reference in ((records.OF_BARE, PLAIN), (records.OF_PIPELINE, PIPELINE)):
+                whole = [times[reference][ALL].cpu for times in rounds]
+                row |= _spread(columns, [ours / theirs for ours, theirs in zip(cpu, whole, strict=True)])
+            rows.append(row)
+    return rows
+
+
+def _spread(columns: Sequence[str], values: Sequence[float]) -> records.Row:
+    """Median and quartiles under these names."""
+    return dict(zip(columns, dataclasses.astuple(records.spread(values)), strict=True))
+
+
+def describe(rows: Sequence[records.Row], *, feed: int) -> str:
+    """The rows for people."""
+    sides = {row["side"]: row for row in rows if row["stage"] == ALL}
+    lines = ["", f"{'plain loop':<14}{'CPU ms':>7}{'share':>8}"]
+    for row in rows:
+        if row["stage"] != ALL:
+            share = f"{row['of_bare']:.1%}" if row["stage"] != TRANSFER else "beside"
+            lines.append(f"{row['stage']:<14}{1000 * row['cpu_seconds']:>7.3f}{share:>8}  {STAGES[row['stage']]}")
+    lines += ["", f"{'':<14}{'CPU ms':>7}{'wall ms':>9}{'images/s':>10}  {'of the plain loop':<22}of the pipeline"]
+    for name, row in sides.items():
+        cpu, wall = 1000 * row["cpu_seconds"], 1000 * row["wall_seconds"]
+        ratios = f"{_ratio(row, records.OF_BARE):<22}{_ratio(row, records.OF_PIPELINE):<22}"
+        lines.append(f"{name:<14}{cpu:>7.3f}{wall:>9.3f}{row['images_per_second']:>10,.0f}  {ratios}{ABOUT[name]}")
+    grain, low, high = (1 - 1 / sides[PIPELINE][key] for key in records.OF_BARE)
+    cores = feed * sides[PIPELINE]["cpu_seconds"]
+    lines += [
+        "an image's time; images/s of CPU time; of ... = ratio of CPU times, median and quartiles of the rounds",
+        "",
+        f"Grain takes {grain:.1%} of the pipeline's time (quartiles {low:.1%} to {high:.1%})",
+        f"{feed:,} images/s take {cores:.1f} cores like this one: {feed:,} x {cores / feed * 1000:.3f} ms",
+    ]
+    return "\n".join(lines)
+
+
+def _ratio(row: records.Row, keys: Sequence[str]) -> str:
+    median, low, high = (row[key] for key in keys)
+    return f"{median:.2f} ({low:.2f} to {high:.2f})"

@@ -131,6 +131,8 @@ DATA_TABLES = {
     | {
         "stage": lambda row: row["stage"],
         "CPU ms an image (quartiles)": _cpu_milliseconds,
-        "share of the plain loop": lambda row: f"{float(row['of_bare']):.1%}",
+        "share of the plain loop": lambda row: (
+            f"{float(row['of_bare']):.1%}" if row["stage"] != "transfer" else ""
+        ),
     },
 }
