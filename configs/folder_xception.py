@@ -8,8 +8,8 @@ below train/ and val/. Pictures much larger than 299 pixels are read faster afte
     python -m xception_jax prepare folder --root FOLDER --out DATA_DIR --name mine --short-side 352
     python train.py ... --config.data.name=tfds:mine --config.data.root=DATA_DIR
 
-Against overfitting there are dropout, strong crops, colors, RandAugment and mixup. Pictures are turned as the camera
-was held, and shrunk with antialiasing. Ours, not the paper's; what it reaches depends on the pictures.
+Against overfitting there are dropout, strong crops, colors, RandAugment and mixup. Pictures are turned as the
+camera was held, and shrunk with antialiasing. Ours, not the paper's; what it reaches depends on the pictures.
 """
 
 from configs import common

@@ -8,7 +8,8 @@ names a file of the classes and their weights in the loss. Open Images in TFDS's
 
 After the paper's training on JFT (sections 4.1 and 4.3): RMSprop, learning rate 0.001 times 0.9 every 3,000,000
 samples, no dropout, Polyak averaging. The paper says "momentum 0.9" of an optimizer whose Keras version of 2016
-had no momentum but decay 0.9 and learning rate 0.001 as defaults; this is that version. Not yet trained to the end.
+had no momentum but decay 0.9 and learning rate 0.001 as defaults; this is that version. Not yet trained to the
+end.
 """
 
 from configs import common

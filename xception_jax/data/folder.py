@@ -36,11 +36,9 @@ def load(root: str | pathlib.Path, *, holdout: float) -> Dataset:
     train_folder = root / "train" if split else root
     listing = _list_classes(train_folder)
     if empty := [name for name, paths in listing.pictures.items() if not paths]:
-        others = f" and {len(empty) - 1} others" if len(empty) > 1 else ""
+        where = f"root = {str(root)!r}: class {empty[0]!r}" + f" and {len(empty) - 1} others" * (len(empty) > 1)
         suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
-        raise ValueError(
-            f"root = {str(root)!r}: no pictures ({suffixes}) in class {empty[0]!r}{others}; add some or remove the folder"
-        )
+        raise ValueError(f"{where}: no pictures ({suffixes}); add some or remove the folder")
     if split and (root / "val").is_dir():
         held_out = _list_classes(root / "val")
         _check_same_classes(root, listing, held_out)
