@@ -4,6 +4,7 @@ import argparse
 import csv
 import json
 import os
+import pathlib
 import sys
 import threading
 
@@ -286,3 +287,22 @@ class TestMistakes:
         with path.open("w", newline="") as file:
             csv.writer(file).writerow(records.COLUMNS)
         assert failure(*TINY).startswith(f"error: --csv={path}: has other columns (")
+
+
+def test_the_readme_has_the_measured_numbers():
+    root = pathlib.Path(__file__).parent.parent
+    with (root / "results" / "data.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["stage"] == command.ALL]
+    made = {row["side"]: row for row in rows if row["data"].startswith("photographs")}
+    stored = {row["data"].split()[0]: row for row in rows if row["side"] == command.PIPELINE}
+    text = " ".join((root / "README.md").read_text().split())
+    pipeline = made[command.PIPELINE]
+    expected = [
+        f"takes {1000 * float(pipeline['cpu_seconds']):.2f} ms",
+        f"({float(pipeline['images_per_second']):.0f} images/s",
+        f"Pillow takes {float(made[command.PILLOW]['of_pipeline']):.2f} times as long",
+        f"tf.data {float(made[command.TFDATA]['of_pipeline']):.2f} times",
+        f"Grain has {1 - 1 / float(pipeline['of_bare']):.0%}".replace("%", " %"),
+        *(f"{float(stored[f'tfds:p{side}']['images_per_second']):,.0f}" for side in (0, 352, 299)),
+    ]
+    assert [part for part in expected if part not in text] == []

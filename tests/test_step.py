@@ -122,11 +122,9 @@ def test_statistics_of_the_whole_batch_differ_from_those_of_its_parts():
 def test_mixed_pairs_stay_together_in_the_parts_of_an_accumulated_batch():
     options = {"group": 2, "augmentation": Augmentation(flip=True, mixup_alpha=1.0, cutmix_alpha=1.0)}
     whole, losses = run(**options)
-    summed, losses_summed = run(**options, accumulation_steps=4)
-    eight, losses_eight = run(**options, devices=8)
-    np.testing.assert_allclose([losses_summed, losses_eight], [losses, losses], rtol=1e-5)
+    summed, losses_summed = run(**options, devices=8, accumulation_steps=2)
+    np.testing.assert_allclose(losses_summed, losses, rtol=1e-5)
     assert_close(weights(summed), weights(whole), rtol=1e-3)
-    assert_close(weights(eight), weights(whole), rtol=1e-3)
     assert (np.abs(losses - run(group=2)[1]) > 1e-3).all()
 
 

@@ -151,7 +151,7 @@ def pictures(tmp_path_factory):
 
 def folder_run(pictures, workdir):
     """Arguments of a run with worker processes; the pictures are mixed and mirrored on the device."""
-    settings = {"root": pictures, "num_workers": 2, "max_unreadable": 0.05}
+    settings = {"root": pictures, "num_workers": 1, "max_unreadable": 0.05}
     return (
         *TINY,
         "--config.data.name=folder",

@@ -135,7 +135,7 @@ def is_held_out(path: str, share: float) -> bool:
     Decided by the SHA-256 of the name alone, so that it stays when other pictures come or go.
 
     >>> [is_held_out(f"cat/{i}.jpg", 0.25) for i in range(4)]
-    [False, False, True, False]
+    [False, False, False, True]
     """
     digest = hashlib.sha256(os.fsencode(path.replace(os.sep, "/"))).digest()
     return int.from_bytes(digest[:8], "big") < share * 2**64

@@ -62,7 +62,10 @@ class Reader:
         example = self.source[index]
         image, label = example["image"], example["label"]
         if isinstance(image, bytes):
-            image = images.decode(image, name=self.source.name(index), orientation=self.orientation)
+            try:
+                image = images.decode(image, name="", orientation=self.orientation)
+            except images.UnreadableImage as error:  # to find the name of a record takes as long as to read it
+                raise images.UnreadableImage(self.source.name(index), error.reason) from error
         if self.classes is not None:
             present, label = label, np.zeros(self.classes, np.uint8)
             label[list(present)] = 1
