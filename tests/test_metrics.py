@@ -110,6 +110,21 @@ def test_cross_entropy_of_bfloat16_and_of_huge_logits_is_in_float32():
     np.testing.assert_allclose(loss, [float(jnp.bfloat16(1e4))])
 
 
+def test_the_weight_of_its_class_weighs_an_example():
+    logits, labels = random_batch(200, 4)
+    weights = (1.0, 0.0, 2.5, 0.5)
+    odds = np.exp(logits.astype(np.float64))
+    by_sklearn = log_loss(
+        labels,
+        odds / odds.sum(1, keepdims=True),
+        labels=range(4),
+        sample_weight=np.array(weights)[labels],
+        normalize=False,
+    )
+    actual = cross_entropy(logits, labels, class_weights=weights)
+    assert float(actual.sum()) == pytest.approx(by_sklearn, rel=1e-5)
+
+
 @pytest.mark.parametrize("classes", [2, 3, 4, 5])
 def test_with_five_classes_or_fewer_every_example_is_a_top5_hit(classes):
     logits, labels = random_batch(40, classes)

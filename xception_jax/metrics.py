@@ -20,7 +20,8 @@ class Objective:
       multilabel: labels are uint8[N, classes] of 0 and 1 instead of int32[N].
       label_smoothing: share of the target spread evenly over all classes (Szegedy et al. 2016, section 7), for one
         label an image.
-      class_weights: of the classes in the sum over them, for several labels; None = all 1.
+      class_weights: of the classes; None = all 1. With one label an image, its loss is multiplied by the weight of
+        its class; with several, each class's term by its own.
     """
 
     num_classes: int
@@ -36,9 +37,12 @@ class Objective:
 
     def loss(self, logits: jax.Array, targets: jax.Array) -> jax.Array:
         """Of each example in nats, float32[N]; logits and targets are float[N, classes]."""
-        if not self.multilabel:
-            return cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
-        return sigmoid_cross_entropy(logits, targets, class_weights=self.class_weights)
+        if self.multilabel:
+            return sigmoid_cross_entropy(logits, targets, class_weights=self.class_weights)
+        loss = cross_entropy(logits, targets, label_smoothing=self.label_smoothing)  # [N]
+        if self.class_weights is None:
+            return loss
+        return loss * jnp.sum(targets * jnp.asarray(self.class_weights, jnp.float32)[None], axis=1)
 
     def sums(self, loss: jax.Array, logits: jax.Array, labels: jax.Array, mask: jax.Array | None = None) -> Sums:
         """Of the measures that fit: `classification_sums` or `multilabel_sums`."""
