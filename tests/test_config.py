@@ -124,6 +124,15 @@ def test_a_recipe_survives_json(name):
         ({"augment.color": "sepia"}, ["config.augment.color", "'sepia'", "'jitter'"]),
         ({"augment.hue": 0.7}, ["config.augment.hue", "0.7", "less than or equal to 0.5"]),
         ({"augment.mixup_alpha": 0.2, "batch_size": 33}, ["config.batch_size = 33", "pairs", "even"]),
+        (
+            {
+                "augment.mixup_alpha": 0.2,
+                "batch_size": 60,
+                "accumulation_steps": 2,
+                "model.bn_group_size": 15,
+            },
+            ["config.model.bn_group_size = 15", "pairs", "even"],
+        ),
         ({"batch_sise": 32}, ["config.batch_sise", "did you mean 'batch_size'"]),
         ({"optimizer.epsilom": 1.0}, ["config.optimizer.epsilom", "did you mean 'epsilon'"]),
         ({"model.dropuot": 0.1}, ["config.model.dropuot", "did you mean 'dropout'"]),

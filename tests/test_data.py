@@ -221,8 +221,15 @@ class TestUnreadableImages:
     def test_training_goes_on_with_the_next_image_and_says_which_it_was(self, files):
         reader = data.Reader(files, substitute=True)
         assert [int(reader[i]["unreadable"]) for i in range(12)] == [-1] * 5 + [5] + [-1] * 6
-        np.testing.assert_array_equal(reader[5]["image"], reader[6]["image"])
-        assert reader[5]["label"] == 6
+        substitute = (5 + 7919) % 12
+        np.testing.assert_array_equal(reader[5]["image"], reader[substitute]["image"])
+        assert reader[5]["label"] == substitute
+
+    def test_neighbors_that_failed_together_do_not_end_a_run(self, files, tmp_path):
+        """Twenty in a row of a thousand: a download that went wrong."""
+        paths = [f"gone/{i}.jpg" if 300 <= i < 320 else f"{i % 5}.jpg" for i in range(1000)]
+        reader = data.Reader(data.ImageFiles.make(files.root, paths, np.arange(1000)), substitute=True)
+        assert [int(reader[i]["unreadable"]) for i in range(299, 322)] == [-1, *range(300, 320), -1, -1]
 
     @pytest.mark.parametrize("workers", [0, 1])
     def test_a_vanished_disk_is_an_error(self, tmp_path, workers):

@@ -509,3 +509,20 @@ class TestPresets:
     def test_a_wrong_setting_is_refused(self, settings, message):
         with pytest.raises(ValueError, match=message):
             evaluation_image(random_image(8, 8), image_size=4, **PRESETS["slim"] | settings)
+
+
+@pytest.mark.parametrize("orientation", [False, True])
+def test_tiff_pictures_are_turned_in_any_case(orientation):
+    picture, exif, buffer = Image.new("RGB", (40, 20), (9, 80, 200)), Image.Exif(), io.BytesIO()
+    exif[274] = 6  # the camera was held upright
+    picture.save(buffer, "TIFF", exif=exif)
+    pixels = decode(buffer.getvalue(), name="x", orientation=orientation)
+    assert pixels.shape == (40, 20, 3)
+
+
+@pytest.mark.parametrize("shape", [(3, 90), (90, 3)])
+def test_very_long_pictures_are_cut_before_they_are_enlarged(shape):
+    pixels = np.random.default_rng(0).integers(256, size=(*shape, 3), dtype=np.uint8)
+    middle = pixels[:, 30:60] if shape[0] == 3 else pixels[30:60]
+    settings = {"image_size": 12, "crop": "shorter_side", "crop_fraction": 0.8, "resize": "pillow_bilinear"}
+    np.testing.assert_array_equal(evaluation_image(pixels, **settings), evaluation_image(middle, **settings))

@@ -165,7 +165,7 @@ class TestFolder:
     @pytest.mark.parametrize(
         "splits, classes, spoil, message",
         [
-            (("val",), COLORS, None, "has val/ but no train/"),
+            (("val",), COLORS, None, "holds val and no train/"),
             (("train",), COLORS, ("val", "ant"), r"classes bee, cat are in only one"),
             (("train", "val"), COLORS, ("train", "dog"), "class 'dog': no pictures"),
             (("train",), (), None, "has no folders"),
@@ -180,6 +180,39 @@ class TestFolder:
             (tmp_path / spoil[0] / spoil[1]).mkdir(parents=True)
         with pytest.raises(ValueError, match=rf"^root = '.*': .*{message}"):
             load_folder(tmp_path, holdout=0.0)
+
+    def test_folders_of_splits_by_other_names_are_no_classes(self, tmp_path):
+        for split in ("Train", "Val"):
+            write_tree(tmp_path, (split,))
+        with pytest.raises(ValueError, match=r"holds Train, Val and no train/"):
+            load_folder(tmp_path)
+
+    def test_a_class_called_train_is_not_taken_for_the_training_pictures(self, tmp_path):
+        write_tree(tmp_path, ())
+        write_tree(tmp_path, ("train",))
+        with pytest.raises(ValueError, match=r"ant, bee, cat lie beside train/"):
+            load_folder(tmp_path)
+
+    def test_test_pictures_and_loose_files_are_left_out_and_told(self, tmp_path):
+        write_tree(tmp_path, ("train", "val", "test"))
+        (tmp_path / "loose.png").write_bytes(b"")
+        dataset = load_folder(tmp_path)
+        assert (len(dataset.train), len(dataset.validation)) == (3, 3)
+        assert "test" in dataset.notes[0] and "loose.png" in dataset.notes[1]
+
+    def test_classes_without_training_pictures_are_told(self, tmp_path):
+        write_tree(tmp_path, (), count=9)
+        held_out = next(i for i in range(9) if is_held_out(f"cat/{i}.png", 0.5))
+        for i in set(range(9)) - {held_out}:
+            (tmp_path / "cat" / f"{i}.png").unlink()
+        assert "1 classes have no training pictures: cat" in load_folder(tmp_path, holdout=0.5).notes
+
+    def test_the_fingerprint_tells_data_apart_but_not_places(self, tmp_path):
+        one = load_folder(write_tree(tmp_path / "one")).fingerprint()
+        assert one == load_folder(write_tree(tmp_path / "two")).fingerprint()
+        (tmp_path / "two" / "train" / "ant" / "0.png").rename(tmp_path / "two" / "train" / "ant" / "1.png")
+        assert one != load_folder(tmp_path / "two").fingerprint()
+        assert data.load("digits").fingerprint() == data.load("digits").fingerprint()
 
     def test_a_missing_folder_is_named(self, tmp_path):
         with pytest.raises(ValueError, match=r"nowhere.*no such folder"):
@@ -279,6 +312,7 @@ class TestManifest:
             ({"split": "test"}, r"line \d: split = 'test'; write train or val"),
             ({"path": ""}, r"line \d: needs 'path' and 'labels'"),
             ({"path": "gone.jpg"}, r"1 of its 4 files cannot be opened, the first is 'gone.jpg'"),
+            ({"path": "a/1.jpg"}, r"'a/1.jpg' is in train and in val"),
         ],
     )
     def test_a_faulty_row_is_named(self, tmp_path, suffix, change, message):
@@ -293,12 +327,45 @@ class TestManifest:
         with pytest.raises(ValueError, match=rf"^root = '.*{message}"):
             self.load(path)
 
+    def test_labels_lose_the_blanks_around_them(self, tmp_path, suffix):
+        rows = [row | {"label": f" {row['label']} "} for row in ONE]
+        assert self.load(write_manifest(tmp_path, rows, suffix)).class_names == ("even", "odd")
+
+    def test_a_file_as_spreadsheets_save_it(self, tmp_path, suffix):
+        path = write_manifest(tmp_path, ONE, suffix)
+        path.write_text(path.read_text(), encoding="utf-8-sig")
+        assert self.load(path).class_names == ("even", "odd")
+
+    def test_what_was_held_out_is_told(self, tmp_path, suffix):
+        assert (
+            "40 rows without split: 30%" in self.load(write_manifest(tmp_path, ONE, suffix), holdout=0.3).notes[0]
+        )
+
     @pytest.mark.parametrize("text", ['"a', "{\x00", ""])
     def test_a_file_of_another_form_is_refused(self, tmp_path, suffix, text):
         path = tmp_path / f"pictures{suffix}"
         path.write_text(text)
         with pytest.raises(ValueError, match=rf"^root = '.*pictures{suffix}': (is not|has no rows|line)"):
             self.load(path)
+
+
+@pytest.mark.parametrize(
+    "suffix, line",
+    [
+        (".csv", "path,label\na.jpg,"),
+        (".csv", "path,label\na.jpg,x,y"),
+        (".jsonl", '{"path": "a.jpg", "label": ["cat"]}'),
+        (".jsonl", '{"path": "a.jpg", "label": " "}'),
+        (".jsonl", '{"path": "a.jpg", "labels": [null]}'),
+        (".jsonl", '{"path": "a.jpg", "labels": 3}'),
+        (".jsonl", "3"),
+    ],
+)
+def test_labels_of_another_form_are_refused(tmp_path, suffix, line):
+    path = tmp_path / f"pictures{suffix}"
+    path.write_text(line + "\n")
+    with pytest.raises(ValueError, match=r"^root = .*: line \d: (needs|labels? =)"):
+        data.load("manifest", root=str(path))
 
 
 @pytest.mark.parametrize(

@@ -113,6 +113,7 @@ def test_every_recipe_runs_its_smoke_variant(path, tmp_path):
     expected = {"digits": tuple("0123456789"), "multilabel_xception": ("blue", "green", "odd", "red")}
     names = ("blue", "green", "red") if path.stem == "folder_xception" else tuple(COLORS)
     assert trained.class_names == expected.get(path.stem, names)
+    assert trained.preprocessing.exif_orientation == (path.stem == "folder_xception")
     if trained.multilabel:
         image = np.zeros((9, 9, 3), np.uint8)
         logits = np.asarray(trained.model(jnp.asarray(trained.preprocess([image]) / 127.5 - 1, jnp.float32)))

@@ -174,6 +174,7 @@ FREE_KEYS = (
     "total_steps",
     "total_samples",
     "data.root",
+    "data.classes",
     "data.max_unreadable",
     "data.num_threads",
     "data.num_workers",
@@ -293,6 +294,11 @@ def _check_combinations(recipe: Recipe) -> None:
         raise UserError(
             f"config.batch_size = {recipe.batch_size}: mixup and cutmix mix pairs, but a step has {part} images;"
             " choose an even number"
+        )
+    if augmentation.mixes and recipe.accumulation_steps > 1 and (group or 2) % 2:
+        raise UserError(
+            f"config.model.bn_group_size = {group}: mixup and cutmix mix pairs, which accumulation_steps ="
+            f" {recipe.accumulation_steps} would part; choose an even number"
         )
     try:
         optim.make_optimizer(learning_rate=0.1, **recipe.optimizer.model_dump())

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import optax
 from flax import nnx
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from xception_jax import config as config_lib
@@ -192,6 +193,7 @@ def build(recipe: config_lib.Recipe, *, training: bool = True) -> Experiment:
         raise UserError(f"config.data.{error}") from None
     except OSError as error:
         raise UserError(f"config.data.root = {recipe.data.root!r}: {error}") from None
+    _check_hosts(dataset)
     recipe = _with_data(recipe, dataset)
     num_examples = len(dataset.train)
     total = max(1, round(recipe.steps("total", num_examples)))
@@ -207,6 +209,7 @@ def build(recipe: config_lib.Recipe, *, training: bool = True) -> Experiment:
         preprocessing=dataclasses.replace(
             models.model_class(recipe.model_name).PREPROCESSING,
             image_size=recipe.data.image_size,
+            exif_orientation=recipe.data.exif_orientation,
             **recipe.data.evaluation,
         ),
         mesh=jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,)),
@@ -232,6 +235,20 @@ def _load(settings: config_lib.Data) -> data.Dataset:
         holdout=settings.holdout,
         classes=settings.classes,
     )
+
+
+def _check_hosts(dataset: data.Dataset) -> None:
+    """Raises UserError, on all hosts, unless they see the same images: their steps would not be the same."""
+    if jax.process_count() == 1:
+        return
+    own = np.frombuffer(bytes.fromhex(dataset.fingerprint()), np.uint8)
+    lengths = np.array([len(dataset.train), len(dataset.validation)], np.int32)
+    prints, counts = multihost_utils.process_allgather((own, lengths))  # [hosts, 8], [hosts, 2]
+    if (prints != prints[0]).any():
+        raise UserError(
+            f"config.data.root: the hosts see different data, {counts[:, 0].tolist()} images to train on and"
+            f" {counts[:, 1].tolist()} to evaluate; give all of them the same files"
+        )
 
 
 def _with_data(recipe: config_lib.Recipe, dataset: data.Dataset) -> config_lib.Recipe:

@@ -193,6 +193,10 @@ class _Run:
             return None
         step, trees, meta = restored
         check_classes(self.experiment, meta)
+        if meta["data"] != self.experiment.dataset.fingerprint():
+            self.console.line(
+                "warning: images or labels have changed since the checkpoint: order and epochs are the new ones"
+            )
         counter = self._on_all_devices(lambda: jnp.int32(step))
         return dataclasses.replace(abstract, step=counter, **trees), step, meta["evaluation"]
 
@@ -254,6 +258,7 @@ class _Run:
             "preprocessing": dataclasses.asdict(self.experiment.preprocessing),
             "class_names": list(self.experiment.dataset.class_names),
             "multilabel": self.experiment.dataset.multilabel,
+            "data": self.experiment.dataset.fingerprint(),
         }
         values = None if evaluation is None else evaluation.get("averaged", evaluation["raw"])
         score = None if values is None else {BEST_METRIC: values[BEST_METRIC]}
@@ -423,7 +428,8 @@ class _Progress:
         for index in batch["unreadable"][batch["unreadable"] >= 0].tolist():
             if index not in self._unreadable:
                 self._unreadable[index] = self._experiment.why_unreadable(index)
-                self._writers.console.line(f"warning: {self._unreadable[index]}; another image takes its place")
+                warning = f"warning: {self._unreadable[index]}; another image takes its place"
+                self._writers.console.line(warning, every_host=True)
         return self._experiment.to_devices(batch)
 
     def add(self, step: int, sums: metrics.Sums) -> None:

@@ -54,7 +54,9 @@ class Trained:
         """Crops and resizes images as the evaluation did.
 
         Args:
-          images: uint8 arrays [H, W, C] or, grey, [H, W], pixels in 0..255; sizes may differ.
+          images: uint8 arrays [H, W, C] or, grey, [H, W], pixels in 0..255; sizes may differ. Arrays are taken as
+            they are: `data.images.decode(bytes, name=..., orientation=preprocessing.exif_orientation)` reads a
+            file as the run did.
 
         Returns:
           uint8[N, size, size, C].

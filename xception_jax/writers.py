@@ -89,11 +89,11 @@ class Console:
         if self._bar is not None:
             self._bar.update()
 
-    def line(self, text: str = "") -> None:
-        """Prints a line, above the progress bar if there is one."""
+    def line(self, text: str = "", *, every_host: bool = False) -> None:
+        """Prints a line, above the progress bar if there is one; on the first host alone unless told otherwise."""
         if self._bar is not None:
             self._bar.write(text)
-        elif self._enabled:
+        elif self._enabled or every_host:
             print(text, flush=True)
 
     def close(self) -> None:

@@ -43,8 +43,8 @@ def run(arguments: argparse.Namespace) -> None:
     try:
         title = f"{plan.recipe.data.name}, {plan.preprocessing.image_size} px"
         draw(train, evaluation, arguments.out, title=title)
-    except OSError as error:
-        reason = error.strerror or error
+    except (OSError, ValueError) as error:  # matplotlib's for an unknown suffix
+        reason = getattr(error, "strerror", None) or error
         raise UserError(f"--out={arguments.out}: cannot be written ({reason}); name another file") from None
     print(f"{arguments.out}: {count} training images as augmented, {len(evaluation[0])} images as evaluated")
 
@@ -54,6 +54,8 @@ def training_images(plan: experiment.Experiment) -> Titled:
     batches = plan.train_batches(0)
     batch = next(batches)
     batches.close()
+    for index in batch["unreadable"][batch["unreadable"] >= 0].tolist():
+        print(f"warning: {plan.why_unreadable(index)}; another image takes its place")
 
     @jax.jit
     def augment(batch):
@@ -93,7 +95,7 @@ def draw(train: Titled, evaluation: Titled, path: pathlib.Path, *, title: str) -
     places = itertools.chain(zip(axes[:-1].flat, *train, strict=True), zip(axes[-1], *evaluation, strict=False))
     for axis, image, text in places:
         axis.imshow(image.squeeze(-1) if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=1)
-        axis.set_title(text, fontsize=8)
+        axis.set_title(text, fontsize=8, parse_math=False)
     figure.suptitle(f"{title}: training images as augmented; in the last row, images as evaluated")
     figure.savefig(path, dpi=100)
     plt.close(figure)

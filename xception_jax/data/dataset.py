@@ -1,6 +1,7 @@
 """What a dataset is: images with labels that can be read in any order."""
 
 import dataclasses
+import hashlib
 import os
 import pathlib
 from collections.abc import Sequence
@@ -45,6 +46,16 @@ class Dataset:
     multilabel: bool = False
     class_weights: tuple[float, ...] | None = None
     notes: tuple[str, ...] = ()
+
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits of what decides the batches: number, names and labels of the images, classes."""
+        state = hashlib.sha256(repr((self.class_names, self.class_weights, self.channels)).encode())
+        for source in (self.train, self.validation):
+            paths = getattr(source, "paths", np.zeros(0))
+            labels = np.array([label for group in getattr(source, "labels", ()) for label in np.atleast_1d(group)])
+            state.update(repr((len(source), getattr(source, "split", None))).encode())
+            state.update(paths.tobytes() + labels.astype(np.int64).tobytes())
+        return state.hexdigest()[:16]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,12 +4,13 @@ import dataclasses
 import hashlib
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
 from xception_jax.data.dataset import Dataset, ImageFiles
 
+SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "dev", "test", "testing"}
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"}
 
 
@@ -31,8 +32,7 @@ def load(root: str | pathlib.Path, *, holdout: float) -> Dataset:
     if not root.is_dir():
         raise ValueError(f"root = {str(root)!r}: no such folder; name one that holds a folder of pictures a class")
     split = (root / "train").is_dir()
-    if not split and (root / "val").is_dir():
-        raise ValueError(f"root = {str(root)!r}: has val/ but no train/; add it, or name the classes' folder")
+    beside = _check_layout(root, split)
     train_folder = root / "train" if split else root
     listing = _list_classes(train_folder)
     if empty := [name for name, paths in listing.pictures.items() if not paths]:
@@ -43,18 +43,42 @@ def load(root: str | pathlib.Path, *, holdout: float) -> Dataset:
         held_out = _list_classes(root / "val")
         _check_same_classes(root, listing, held_out)
         train, validation = _files(train_folder, listing), _files(root / "val", held_out)
-        notes = [*listing.notes("train/"), *held_out.notes("val/")]
+        notes = [*beside, *listing.notes("train/"), *held_out.notes("val/")]
     else:
         train, validation = _split(train_folder, listing, holdout)
         held_out_note = f"no val/: {holdout:.0%} of the pictures, chosen by a hash of their path, held out"
-        notes = [*listing.notes(), held_out_note]
+        notes = [*beside, *listing.notes(), held_out_note]
     for part, files in {"train": train, "val": validation}.items():
         if not len(files):
             raise ValueError(f"root = {str(root)!r}: no pictures for {part}; add some, or change data.holdout")
-    if missing := sorted(set(range(len(listing.pictures))) - set(validation.labels.tolist())):
-        names = [list(listing.pictures)[label] for label in missing]
-        notes.append(f"{len(names)} classes have no validation pictures: {_some(names)}")
-    return Dataset(train, validation, class_names=tuple(listing.pictures), notes=tuple(notes))
+    names = tuple(listing.pictures)
+    notes += missing_classes(names, train.labels, validation.labels)
+    return Dataset(train, validation, class_names=names, notes=tuple(notes))
+
+
+def missing_classes(names: Sequence[str], train: Iterable[int], validation: Iterable[int]) -> Iterator[str]:
+    """A note for each part in which some classes have no pictures, given the labels of all pictures."""
+    for part, labels in {"training": train, "validation": validation}.items():
+        present = set(map(int, labels))
+        if missing := [name for label, name in enumerate(names) if label not in present]:
+            yield f"{len(missing)} classes have no {part} pictures: {_some(missing)}"
+
+
+def _check_layout(root: pathlib.Path, split: bool) -> list[str]:
+    """A note of what lies beside train/ and val/, or loose; ValueError where the folders mean something else."""
+    folders = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    where = f"root = {str(root)!r}"
+    others = [name for name in folders if name not in ("train", "val")]
+    if not split and folders and all(name.lower() in SPLIT_NAMES for name in folders):
+        raise ValueError(f"{where}: holds {_some(folders)} and no train/; call them train and val, or name one")
+    if split and (classes := [name for name in others if name.lower() not in SPLIT_NAMES]):
+        raise ValueError(
+            f"{where}: {_some(classes)} lie beside train/; if they are classes too, rename train/ or put all below"
+            " another train/, if not, move them away"
+        )
+    loose = sorted(path.name for path in root.iterdir() if path.is_file() and not path.name.startswith("."))
+    notes = [f"left out folders beside train/: {_some(others)}"] if split and others else []
+    return notes + ([f"left out {len(loose)} files outside of the classes: {_some(loose)}"] if loose else [])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +127,7 @@ def _walk(folder: pathlib.Path) -> Iterator[str]:
             folders.clear()
             continue
         seen.add(real)
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield from (os.path.join(parent, name) for name in files if not name.startswith("."))
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from xception_jax.data.dataset import Dataset, ImageFiles
-from xception_jax.data.folder import is_held_out
+from xception_jax.data.folder import is_held_out, missing_classes
 
 SEPARATOR = ";"
 
@@ -36,7 +36,7 @@ def load(root: str | pathlib.Path, *, classes: str | None, holdout: float) -> Da
     rows = list(_rows(root, where))
     if not rows:
         raise ValueError(f"{where}: has no rows; add a line for each picture")
-    multilabel = "labels" in rows[0][1]
+    multilabel = "labels" in rows[0][1] if isinstance(rows[0][1], dict) else False
     parsed = [_parse(row, multilabel, f"{where}: line {line}") for line, row in rows]
     names, weights = _read_classes(classes) if classes else (sorted({n for _, ns, _ in parsed for n in ns}), None)
     number = {name: index for index, name in enumerate(names)}
@@ -46,12 +46,19 @@ def load(root: str | pathlib.Path, *, classes: str | None, holdout: float) -> Da
             raise ValueError(f"{where}: line {line}: {unknown[0]!r} is not in data.classes = {classes!r}; add it")
         part = split or ("val" if is_held_out(path, holdout) else "train")
         parts[part].append((path, tuple(sorted({number[label] for label in labels}))))
+    if twice := {path for path, _ in parts["train"]} & {path for path, _ in parts["val"]}:
+        raise ValueError(f"{where}: {min(twice)!r} is in train and in val; keep one")
     for part, pictures in parts.items():
         if not pictures:
             raise ValueError(f"{where}: no pictures for {part}; add some, or change data.holdout")
     _check_files(root.parent, [path for path, _, _ in parsed], where)
     train, validation = (_files(root.parent, pictures, multilabel) for pictures in parts.values())
-    return Dataset(train, validation, tuple(names), multilabel=multilabel, class_weights=weights)
+    notes = [*missing_classes(names, *([n for _, ns in pictures for n in ns] for pictures in parts.values()))]
+    if held_out := sum(split is None for _, _, split in parsed):
+        notes.append(f"{held_out} rows without split: {holdout:.0%} held out, chosen by a hash of their path")
+    return Dataset(
+        train, validation, tuple(names), multilabel=multilabel, class_weights=weights, notes=tuple(notes)
+    )
 
 
 def _files(folder: pathlib.Path, pictures: Sequence[tuple[str, tuple[int, ...]]], multilabel: bool) -> ImageFiles:
@@ -66,7 +73,7 @@ def _rows(path: pathlib.Path, where: str) -> Iterator[tuple[int, dict]]:
     if path.suffix not in (".csv", ".jsonl"):
         raise ValueError(f"{where}: a manifest is a .csv or .jsonl file")
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             if path.suffix == ".csv":
                 reader = csv.DictReader(file, strict=True)
                 yield from ((reader.line_num, row) for row in reader)
@@ -81,14 +88,18 @@ def _rows(path: pathlib.Path, where: str) -> Iterator[tuple[int, dict]]:
 def _parse(row: dict, multilabel: bool, where: str) -> tuple[str, list[str], str | None]:
     """(path, labels, split) of a row."""
     column = "labels" if multilabel else "label"
-    if not isinstance(row, dict) or not row.get("path") or row.get(column) is None:
-        raise ValueError(f"{where}: needs 'path' and {column!r}; it has {row}")
-    labels = row[column]
-    if multilabel:
-        labels = [label.strip() for label in labels.split(SEPARATOR)] if isinstance(labels, str) else labels
-        labels = [str(label) for label in labels if label != ""]
-    else:
-        labels = [str(labels)]
+    if not isinstance(row, dict) or None in row or not row.get("path") or row.get(column) is None:
+        raise ValueError(
+            f"{where}: needs 'path' and {column!r}, and no more columns than the header; it has {row}"
+        )
+    labels = row[column] if multilabel else [row[column]]
+    if multilabel and isinstance(labels, str):
+        labels = [label for label in labels.split(SEPARATOR) if label.strip()]
+    if not isinstance(labels, list) or not all(
+        isinstance(label, str | int) and str(label).strip() for label in labels
+    ):
+        raise ValueError(f"{where}: {column} = {row[column]!r}; write a name{' or a list of them' * multilabel}")
+    labels = [str(label).strip() for label in labels]
     split = row.get("split") or None
     if split not in (None, "train", "val"):
         raise ValueError(f"{where}: split = {split!r}; write train or val")

@@ -22,7 +22,8 @@ from xception_jax.data.transforms import EvaluationTransform, TrainTransform
 Batch = dict[str, np.ndarray]
 
 _EPOCHS = 1_000_000  # grain's endless repetition overflows where a host gets one image of a batch
-_ATTEMPTS = 10  # images in a row that may be unreadable before it is the disk that is to blame
+_ATTEMPTS = 10  # images that may be unreadable, each far from the others, before it is the disk that is to blame
+_STRIDE = 7919  # from an unreadable image to its substitute: its neighbors may have failed together
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Reader:
       source: the images; those that are bytes get decoded.
       classes: number of classes, if an image has several labels: these become uint8[classes] of 0 and 1.
       orientation: turn pictures the way the camera was held, as their EXIF record says.
-      substitute: give the next readable image for one that cannot be read, whose index is then in "unreadable"
+      substitute: give another image for one that cannot be read, whose index is then in "unreadable"
         (otherwise -1); False = raise `images.UnreadableImage`.
     """
 
@@ -51,7 +52,7 @@ class Reader:
             return self._read(index)
         for attempt in range(_ATTEMPTS):
             try:
-                example = self._read((index + attempt) % len(self))
+                example = self._read((index + attempt * _STRIDE) % len(self))
                 return example | {"unreadable": np.int32(index if attempt else -1)}
             except images.UnreadableImage as error:
                 last = error

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 Box = tuple[float, float, float, float]
+LONGEST = 10  # of a picture's longer side, in shorter sides, for "shorter_side"
 
 
 def resize(image: np.ndarray, size: tuple[int, int], *, method: str, box: Box | None = None) -> np.ndarray:
@@ -125,7 +126,8 @@ def evaluation_image(
       crop: "central": `crop_fraction` of the height and of the width around the center, to whole pixels as
         TensorFlow's `central_crop` takes them, resized without keeping the aspect ratio.
         "shorter_side": resized, keeping the aspect ratio, until the shorter side has image_size / crop_fraction
-        pixels, rounded down; of that the central square (torchvision's `Resize` and `CenterCrop`).
+        pixels, rounded down; of that the central square (torchvision's `Resize` and `CenterCrop`). Pictures more
+        than ten times as long as wide are first cut to that, lest they grow beyond the memory.
       crop_fraction: in (0, 1].
       resize: a key of `METHODS`.
 
@@ -150,6 +152,11 @@ def _central(image: np.ndarray, image_size: int, fraction: float, method: str) -
 
 def _shorter_side(image: np.ndarray, image_size: int, fraction: float, method: str) -> np.ndarray:
     height, width = image.shape[:2]
+    if max(height, width) > LONGEST * min(height, width):
+        half = LONGEST * min(height, width) // 2
+        top, left = max(height // 2 - half, 0), max(width // 2 - half, 0)
+        image = image[top : top + 2 * half, left : left + 2 * half]
+        height, width = image.shape[:2]
     shorter = math.floor(image_size / fraction)
     longer = int(shorter * max(height, width) / min(height, width))
     size = (longer, shorter) if height > width else (shorter, longer)
