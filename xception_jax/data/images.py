@@ -51,8 +51,8 @@ def decode(encoded: bytes, *, name: str, orientation: bool = False) -> np.ndarra
     Args:
       encoded: the whole file.
       name: of the file, for the message.
-      orientation: turn the image as its EXIF data say; TensorFlow and Keras do not. (Both libraries turn TIFF files
-        in any case.)
+      orientation: turn the image as its EXIF data say; TensorFlow and Keras do not. (TIFF files are turned by
+        both libraries in any case.)
 
     Returns:
       uint8[H, W, 3], red first.

@@ -5,6 +5,7 @@ import dataclasses
 import glob
 import re
 import tempfile
+import warnings
 from collections.abc import Callable, Iterable
 
 import jax
@@ -144,10 +145,12 @@ def profile(step: Callable[[], object], hlo: str) -> list[Cost]:
 def _spans(events: Iterable, instructions: dict[str, Instruction]) -> list[tuple[float, float, str]]:
     """(start, end, name) in nanoseconds of the events that are instructions, the outer ones first."""
     spans = []
-    for event in events:
-        name = dict(event.stats).get("hlo_op", event.name)
-        if name in instructions:
-            spans.append((event.start_ns, event.start_ns + event.duration_ns, name))
+    with warnings.catch_warnings():  # jax 0.12 warns of its own type; as an error that would end the process
+        warnings.simplefilter("ignore", DeprecationWarning)
+        for event in events:
+            name = dict(event.stats).get("hlo_op", event.name)
+            if name in instructions:
+                spans.append((event.start_ns, event.start_ns + event.duration_ns, name))
     return sorted(spans, key=lambda span: (span[0], -span[1]))
 
 
