@@ -26,7 +26,7 @@ MOVES = {
 CONTROL = {"while", "conditional", "call", "custom-call", "async-start", "async-done", "infeed", "outfeed"}
 # What JAX itself puts into names, apart from the functions in jit(...).
 STRUCTURE = re.compile(
-    r"while|body|cond|closed_call|checkpoint|rematted_computation|core_call|custom_[jv]vp_call\w*|branch_\d+_fun"
+    r"while|body|cond|closed_call|eval_jaxpr|checkpoint|rematted_computation|core_call|custom_[jv]vp_call\w*|branch_\d+_fun"
 )
 
 
