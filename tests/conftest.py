@@ -9,6 +9,20 @@ os.environ["KERAS_BACKEND"] = "jax"
 os.environ["MPLBACKEND"] = "agg"
 
 import jax
+import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+@pytest.fixture
+def failure(benchmark, capsys):
+    """The one line that the command of the file's own fixture `benchmark` ends with, and exit code 2."""
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as stopped:
+            benchmark(*arguments)
+        assert stopped.value.code == 2
+        return capsys.readouterr().err.splitlines()[-1]
+
+    return run

@@ -50,19 +50,6 @@ def benchmark(monkeypatch, tmp_path):
     return run
 
 
-@pytest.fixture
-def failure(benchmark, capsys):
-    """The one line that a command ends with, and exit code 2."""
-
-    def run(*arguments):
-        with pytest.raises(SystemExit) as stopped:
-            benchmark(*arguments)
-        assert stopped.value.code == 2
-        return capsys.readouterr().err.splitlines()[-1]
-
-    return run
-
-
 class TestCounts:
     def test_xception_has_its_multiply_accumulates(self):
         work = dataclasses.replace(WORK, image_size=299)

@@ -55,19 +55,6 @@ def benchmark(monkeypatch, tmp_path):
     return run
 
 
-@pytest.fixture
-def failure(benchmark, capsys):
-    """The one line that the command ends with, and exit code 2."""
-
-    def run(*arguments):
-        with pytest.raises(SystemExit) as stopped:
-            benchmark(*arguments)
-        assert stopped.value.code == 2
-        return capsys.readouterr().err.splitlines()[-1]
-
-    return run
-
-
 def size_of(file):
     """(height, width) in its header."""
     with Image.open(file) as image:

@@ -1,6 +1,7 @@
 """What a dataset is: images with labels that can be read in any order."""
 
 import dataclasses
+import functools
 import hashlib
 import os
 import pathlib
@@ -49,12 +50,16 @@ class Dataset:
 
     def fingerprint(self) -> str:
         """16 hexadecimal digits of what decides the batches: number, names and labels of the images, classes."""
+        return self._fingerprint
+
+    @functools.cached_property
+    def _fingerprint(self) -> str:  # of a million images it takes a second, and every checkpoint asks for it
         state = hashlib.sha256(repr((self.class_names, self.class_weights, self.channels)).encode())
         for source in (self.train, self.validation):
-            paths = getattr(source, "paths", np.zeros(0))
-            labels = np.array([label for group in getattr(source, "labels", ()) for label in np.atleast_1d(group)])
+            paths, labels = getattr(source, "paths", np.zeros(0)), getattr(source, "labels", ())
             state.update(repr((len(source), getattr(source, "split", None))).encode())
-            state.update(paths.tobytes() + labels.astype(np.int64).tobytes())
+            state.update(paths.tobytes())
+            state.update(labels.tobytes() if isinstance(labels, np.ndarray) else repr(labels).encode())
         return state.hexdigest()[:16]
 
 

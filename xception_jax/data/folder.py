@@ -42,7 +42,7 @@ def load(root: str | pathlib.Path, *, holdout: float) -> Dataset:
     if split and (root / "val").is_dir():
         held_out = _list_classes(root / "val")
         _check_same_classes(root, listing, held_out)
-        train, validation = _files(train_folder, listing), _files(root / "val", held_out)
+        train, validation = _files(train_folder, _pairs(listing)), _files(root / "val", _pairs(held_out))
         notes = [*beside, *listing.notes("train/"), *held_out.notes("val/")]
     else:
         train, validation = _split(train_folder, listing, holdout)
@@ -138,19 +138,21 @@ def _check_same_classes(root: pathlib.Path, train: _Listing, held_out: _Listing)
         )
 
 
-def _files(folder: pathlib.Path, listing: _Listing, keep=lambda path: True) -> ImageFiles:
-    pairs = [
-        (path, label) for label, paths in enumerate(listing.pictures.values()) for path in paths if keep(path)
-    ]
+def _pairs(listing: _Listing) -> list[tuple[str, int]]:
+    """(path, label) of all pictures."""
+    return [(path, label) for label, paths in enumerate(listing.pictures.values()) for path in paths]
+
+
+def _files(folder: pathlib.Path, pairs: Sequence[tuple[str, int]]) -> ImageFiles:
     labels = np.array([label for _, label in pairs], np.int32)
     return ImageFiles.make(folder, [path for path, _ in pairs], labels)
 
 
 def _split(folder: pathlib.Path, listing: _Listing, holdout: float) -> tuple[ImageFiles, ImageFiles]:
-    return (
-        _files(folder, listing, lambda path: not is_held_out(path, holdout)),
-        _files(folder, listing, lambda path: is_held_out(path, holdout)),
-    )
+    parts: tuple[list[tuple[str, int]], ...] = ([], [])
+    for pair in _pairs(listing):
+        parts[is_held_out(pair[0], holdout)].append(pair)
+    return _files(folder, parts[0]), _files(folder, parts[1])
 
 
 def is_held_out(path: str, share: float) -> bool:

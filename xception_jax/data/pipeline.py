@@ -47,7 +47,11 @@ class Reader:
         return len(self.source)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """{"image": uint8[H, W, C], "label": int32[] or uint8[classes], "unreadable": int32[] where asked for}."""
+        """{"image": uint8[H, W, C], "label": int32[] or uint8[classes], "unreadable": int32[] where asked for}.
+
+        Raises:
+          UnreadableImage: for an image that cannot be read; with `substitute`, if ten of them cannot.
+        """
         if not self.substitute:
             return self._read(index)
         for attempt in range(_ATTEMPTS):

@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import jax
@@ -272,15 +272,6 @@ class TfData(versus.Worker):
         """ALL of the next round."""
         seconds = self.step()
         return {ALL: Seconds(seconds["cpu"] / self._images, seconds["wall"] / self._images)}
-
-    def _read(self) -> dict[str, Any]:
-        answer = super()._read()
-        if "missing" in answer:
-            raise UserError(
-                f"--against=tfdata: {self.command[0]} has no {answer['missing']}; "
-                "pip install tensorflow-cpu there, or name another --peer-python"
-            )
-        return answer
 
 
 def _whole(task: Task) -> tuple[int, ...]:

@@ -24,7 +24,7 @@ from xception_jax.errors import TrainingError, UserError
 WORKERS = pathlib.Path(__file__).parent / "workers"
 # The models of each library that are compared with; the first is the default.
 PEER_MODELS = {"timm": ("legacy_xception", "inception_v3"), "keras": ("Xception", "InceptionV3")}
-PACKAGES = {"timm": "timm torch", "keras": "keras jax"}
+PACKAGES = {"timm": "timm torch", "keras": "keras jax", "tfdata": "tensorflow-cpu"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
