@@ -69,6 +69,7 @@ def _data() -> ConfigDict:
     config.root = placeholder(str)  # the folder; the manifest's file; TFDS's data_dir
     config.train_split = placeholder(str)  # of tfds: None = train
     config.eval_split = placeholder(str)  # of tfds: None = validation, or else test
+    config.eval_exclude = placeholder(str)  # file that lists validation images to leave out
     config.holdout = 0.1  # share for validation of a folder or manifest without such pictures
     config.classes = placeholder(str)  # of a manifest: file with the classes' order and weights
     config.image_size = 299

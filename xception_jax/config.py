@@ -35,6 +35,7 @@ class Data(Section):
     root: str | None
     train_split: str | None
     eval_split: str | None
+    eval_exclude: str | None
     holdout: Share
     classes: str | None
     image_size: PositiveInt
@@ -175,6 +176,7 @@ FREE_KEYS = (
     "total_samples",
     "data.root",
     "data.classes",
+    "data.eval_exclude",
     "data.max_unreadable",
     "data.num_threads",
     "data.num_workers",

@@ -234,6 +234,7 @@ def _load(settings: config_lib.Data) -> data.Dataset:
         eval_split=settings.eval_split,
         holdout=settings.holdout,
         classes=settings.classes,
+        eval_exclude=settings.eval_exclude,
     )
 
 

@@ -16,6 +16,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", default="best", help="best (default), latest, or a step")
     parser.add_argument("--batch_size", type=int, help="images at a time (default: the recipe's eval_batch_size)")
     parser.add_argument("--data_root", help="folder of the images, if it moved since training")
+    parser.add_argument(
+        "--exclude",
+        help="file that lists images to leave out, such as the blacklist of ILSVRC's validation images",
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -28,6 +32,8 @@ def run(arguments: argparse.Namespace) -> None:
         values["eval_batch_size"] = arguments.batch_size
     if arguments.data_root is not None:
         values["data"]["root"] = arguments.data_root
+    if arguments.exclude is not None:
+        values["data"]["eval_exclude"] = arguments.exclude
     plan = experiment.build(config.parse(values), training=False)
     graphdef, params, batch_stats = state.split(plan.abstract_model())
     sets = ["raw"] if recipe.polyak.decay is None else ["raw", "averaged"]

@@ -17,7 +17,8 @@ class Source(Protocol):
     """Images in random access.
 
     `source[i]` is {"image": uint8[H, W, C], or the bytes of a file to decode, "label": int, or ints for several
-    labels}; `source.name(i)` says in messages which image that is.
+    labels}; `source.name(i)` says in messages which image that is. Sources made of files have `file_name(i)` too,
+    which is None where it is not known.
     """
 
     def __len__(self) -> int: ...
@@ -56,6 +57,7 @@ class Dataset:
     def _fingerprint(self) -> str:  # of a million images it takes a second, and every checkpoint asks for it
         state = hashlib.sha256(repr((self.class_names, self.class_weights, self.channels)).encode())
         for source in (self.train, self.validation):
+            source = getattr(source, "source", source)  # of a subset: which images are evaluated decides no batch
             paths, labels = getattr(source, "paths", np.zeros(0)), getattr(source, "labels", ())
             state.update(repr((len(source), getattr(source, "split", None))).encode())
             state.update(paths.tobytes())
@@ -112,4 +114,26 @@ class ImageFiles:
 
     def name(self, index: int) -> str:
         """Its path."""
-        return os.path.join(self.root, os.fsdecode(self.paths[index].item()))
+        return os.path.join(self.root, self.file_name(index))
+
+    def file_name(self, index: int) -> str:
+        """The path below `root`."""
+        return os.fsdecode(self.paths[index].item())
+
+
+@dataclasses.dataclass(frozen=True)
+class Subset:
+    """Some images of a source, by their numbers int[N]."""
+
+    source: Source
+    indices: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.source[int(self.indices[index])]
+
+    def name(self, index: int) -> str:
+        """As the source says it."""
+        return self.source.name(int(self.indices[index]))

@@ -112,12 +112,16 @@ class Records:
 
     def name(self, index: int) -> str:
         """Its number, and its file if the record tells; this reads the record."""
-        records, layout, title = self._opened
-        number = f"record {index} of {title} {self.split}"
+        number, file = f"record {index} of {self._opened[2]} {self.split}", self.file_name(index)
+        return number if file is None else f"{number} ({file})"
+
+    def file_name(self, index: int) -> str | None:
+        """The file that the picture came from; None if the record does not tell or cannot be read."""
+        records, layout, _ = self._opened
         try:
-            return f"{number} ({layout.parse_file_name(records[index])})" if layout.file_name else number
+            return layout.parse_file_name(records[index]) if layout.file_name else None
         except Exception:  # as above
-            return number
+            return None
 
 
 @dataclasses.dataclass(frozen=True)

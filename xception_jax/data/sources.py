@@ -4,6 +4,7 @@ import difflib
 
 from xception_jax.data import builtin, folder, manifest, records
 from xception_jax.data.dataset import Dataset
+from xception_jax.data.exclusion import exclude
 
 NAMES = ("digits", "digits_multilabel", "synthetic", "folder", "manifest")
 RECORDS = "tfds:"  # before the name of a TFDS data set
@@ -18,6 +19,7 @@ def load(
     eval_split: str | None = None,
     holdout: float = 0.1,
     classes: str | None = None,
+    eval_exclude: str | None = None,
 ) -> Dataset:
     """The dataset called `name`.
 
@@ -29,6 +31,7 @@ def load(
       train_split, eval_split: of "tfds:", see `records.load`.
       holdout: of "folder" and "manifest" without validation pictures of their own.
       classes: of "manifest", see there.
+      eval_exclude: file that lists validation images to leave out, see `exclusion.exclude`.
 
     Raises:
       ValueError: for an unknown name, settings that do not belong together, or files not as they should be.
@@ -48,7 +51,14 @@ def load(
     for key, split in {"train_split": train_split, "eval_split": eval_split}.items():
         _refuse_needless(key, split, name, is_records)
     if is_records:
-        return records.load(name.removeprefix(RECORDS), root=root, train_split=train_split, eval_split=eval_split)
+        splits = {"train_split": train_split, "eval_split": eval_split}
+        dataset = records.load(name.removeprefix(RECORDS), root=root, **splits)
+    else:
+        dataset = _load_named(name, root=root, image_size=image_size, holdout=holdout, classes=classes)
+    return dataset if eval_exclude is None else exclude(dataset, eval_exclude)
+
+
+def _load_named(name: str, *, root: str | None, image_size: int, holdout: float, classes: str | None) -> Dataset:
     return {
         "digits": builtin.digits,
         "digits_multilabel": builtin.digits_multilabel,
