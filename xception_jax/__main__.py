@@ -5,10 +5,16 @@ import sys
 
 from absl import logging
 
-from xception_jax.commands import benchmark, evaluate, prepare, preview
+from xception_jax.commands import benchmark, evaluate, prepare, preview, summary
 from xception_jax.errors import TrainingError, UserError
 
-COMMANDS = {"evaluate": evaluate, "prepare": prepare, "preview": preview, "benchmark": benchmark}
+COMMANDS = {
+    "evaluate": evaluate,
+    "prepare": prepare,
+    "preview": preview,
+    "summary": summary,
+    "benchmark": benchmark,
+}
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Prints the checkpoint's step, and loss, top-1 and top-5 of each set of weights."""
+    """Prints the checkpoint's step, and the loss and the measures of each set of weights."""
     memory.keep_freed_memory()
     loop.use_compilation_cache()
     recipe = workdir.read_recipe(arguments.workdir)
@@ -42,7 +42,9 @@ def run(arguments: argparse.Namespace) -> None:
     )
     loop.check_classes(plan, meta)
     plan = dataclasses.replace(plan, preprocessing=Preprocessing(**meta["preprocessing"]))
-    eval_step = step.make_eval_step(graphdef, **plan.normalization, objective=plan.objective)
+    eval_step = step.make_eval_step(
+        graphdef, **plan.normalization, objective=plan.objective, logits_sharding=plan.logits_sharding
+    )
     eval_step = jax.jit(eval_step, out_shardings=plan.replicated)
     evaluation = loop.evaluate(plan, eval_step, weights)
     print(f"step {number} of {arguments.workdir}: {loop.describe(evaluation, len(plan.dataset.validation))}")

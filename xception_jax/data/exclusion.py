@@ -13,8 +13,8 @@ ILSVRC = "ILSVRC2012_val_{:08d}"  # files of the validation images, which the of
 def exclude(dataset: Dataset, path: str | pathlib.Path) -> Dataset:
     """The dataset without the validation images that a file lists.
 
-    Chollet 2017, section 4.5.1, counts the images of ILSVRC 2012's validation set that are not blacklisted; the list
-    comes with the development kit of ILSVRC 2014.
+    Chollet 2017, section 4.5.1, counts the images of ILSVRC 2012's validation set that are not blacklisted; the
+    list comes with the development kit of ILSVRC 2014.
 
     Args:
       path: a text file with a picture in each line: a file name, with or without folder and extension, or the

@@ -1,4 +1,4 @@
-"""Counts read from a traced program: multiply-accumulates, and the grouped convolutions with their shapes."""
+"""Counts read from a traced program: multiply-accumulates, in all and by layer, and the grouped convolutions."""
 
 import collections
 import dataclasses
@@ -36,6 +36,64 @@ def _equation_macs(equation: core.JaxprEqn) -> int:
     if name == "cond":
         return max(inner)
     return sum(inner) * (params["length"] if name == "scan" else 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Product:
+    """A convolution or matrix product of a network that was traced for one image.
+
+    Attributes:
+      layer: the named scopes of the model around it, such as "entry_0/separable_1".
+      operation: such as "3x3 / 2" or "3x3 depthwise".
+      output: (height, width, channels); (channels,) after the pooling.
+      weights: of its kernel.
+      macs: multiply-accumulates, as in `macs`.
+    """
+
+    layer: str
+    operation: str
+    output: tuple[int, ...]
+    weights: int
+    macs: int
+
+    @property
+    def activations(self) -> int:
+        """Values it computes."""
+        return math.prod(self.output)
+
+
+def products(jaxpr: core.Jaxpr, scope: str = "") -> list[Product]:
+    """All of them, in their order; those within a `scan` as often as it is long.
+
+    Args:
+      jaxpr: the forward pass for one image.
+      scope: of the equation that holds the program.
+    """
+    found: list[Product] = []
+    for equation in jaxpr.eqns:
+        layer = "/".join(filter(None, (scope, str(equation.source_info.name_stack))))
+        if equation.primitive.name in ("conv_general_dilated", "dot_general"):
+            found.append(_product(equation, layer, found[-1].output if found else ()))
+        inner = [product for sub in _subjaxprs(equation) for product in products(sub, layer)]
+        found += inner * (equation.params["length"] if equation.primitive.name == "scan" else 1)
+    return found
+
+
+def _product(equation: core.JaxprEqn, layer: str, before: tuple[int, ...]) -> Product:
+    """`before` is the output of the product before: a matrix product over as many pixels is a 1x1 convolution."""
+    kernel, out = equation.invars[1].aval.shape, equation.outvars[0].aval.shape
+    if equation.primitive.name == "conv_general_dilated":
+        conv = _grouped_conv(equation)
+        operation, output = f"{conv.kernel[0]}x{conv.kernel[1]}", out[1:]
+        if conv.groups > 1:
+            operation += " depthwise" if conv.depthwise else f" in {conv.groups} groups"
+        if max(conv.strides) > 1:
+            operation += f" / {conv.strides[0]}"
+    elif len(before) == 3 and out[0] == math.prod(before[:2]) > 1:
+        operation, output = "1x1", (*before[:2], out[-1])
+    else:
+        operation, output = "dense", out[1:]
+    return Product(layer, operation, tuple(output), math.prod(kernel), _equation_macs(equation))
 
 
 def _subjaxprs(equation: core.JaxprEqn) -> Iterator[core.Jaxpr]:

@@ -76,13 +76,18 @@ class Workload:
 
 def add_arguments(parser: argparse.ArgumentParser, *, rounds: int) -> None:
     """Declares the flags that say what is measured; `rounds` is how often if nothing is said."""
+    add_model_arguments(parser)
+    parser.add_argument("--batch", type=positive, default=8, help="images a step (default: 8)")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the computation (default: float32)")
+    parser.add_argument("--rounds", type=positive, default=rounds, help=f"measurements (default: {rounds})")
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the flags that say which model."""
     parser.add_argument(
         "--model", default="xception", help=f"one of {', '.join(models.MODELS)} (default: xception)"
     )
-    parser.add_argument("--batch", type=positive, default=8, help="images a step (default: 8)")
     parser.add_argument("--image-size", type=positive, help="pixels (default: the model's own)")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the computation (default: float32)")
-    parser.add_argument("--rounds", type=positive, default=rounds, help=f"measurements (default: {rounds})")
     parser.add_argument(
         "--set",
         dest="settings",
