@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import math
 import re
 import sys
 import types
@@ -28,6 +29,18 @@ CENSUS = [
     ("xception", {"residual": False}, 21_878_880, 50_256, 8_125_858_664),
     ("xception", {"intermediate_activation": "relu"}, 22_855_952, 54_528, 8_357_403_496),
     ("xception", {"intermediate_activation": "elu"}, 22_855_952, 54_528, 8_357_403_496),
+    ("inception_v3", {}, 23_817_352, 34_432, 5_713_216_096),
+    ("inception_v3", {"num_classes": 17_000}, 56_601_352, 34_432, 5_745_984_096),
+    ("inception_v3", {"num_classes": 17_000, "fc_layers": (4096, 4096)}, 116_591_368, 34_432, 5_805_965_920),
+    ("inception_v3", {"reading": "paper"}, 23_626_728, 34_240, 5_623_817_312),
+    ("inception_v3", {"reading": "paper", "num_classes": 17_000}, 56_410_728, 34_240, 5_656_585_312),
+    (
+        "inception_v3",
+        {"reading": "paper", "num_classes": 17_000, "fc_layers": (4096, 4096)},
+        116_400_744,
+        34_240,
+        5_716_567_136,
+    ),
 ]
 
 # (segments of every spatial convolution, trainable parameters, 10^9 multiply-adds to two places)
@@ -70,25 +83,28 @@ def census(name, config):
     """(parameters, statistics, multiply-adds): of each kernel, its weights times the pixels of its output."""
     macs = 0
 
-    def counted(call):
+    def counted(cls):
+        call = cls.__call__
+
         def wrapper(layer, x, **options):
             nonlocal macs
             y = call(layer, x, **options)
-            macs += (size(layer, nnx.Param) - size(layer.bn, nnx.Param)) * y.shape[1] * y.shape[2]
+            kernels = [array for array in jax.tree.leaves(nnx.state(layer, nnx.Param)) if array.ndim > 1]
+            macs += sum(kernel.size for kernel in kernels) * math.prod(y.shape[:-1])
             return y
 
         return wrapper
 
     def run_model():
         model = create_model(name, **config)
-        model(jnp.zeros((1, 299, 299, 3)))
+        size = model.PREPROCESSING.image_size
+        model(jnp.zeros((1, size, size, 3)))
         return model
 
     with pytest.MonkeyPatch.context() as patch:
-        for cls in (layers.ConvBN, layers.SeparableConvBN):
-            patch.setattr(cls, "__call__", counted(cls.__call__))
+        for cls in (layers.Conv, layers.SpatialConv, nnx.Linear):
+            patch.setattr(cls, "__call__", counted(cls))
         model = nnx.eval_shape(run_model)
-    macs += sum(linear.kernel.size for linear in [*model.fc, model.classifier])
     assert size(model) == size(model, nnx.Param) + size(model, nnx.BatchStat)
     return size(model, nnx.Param), size(model, nnx.BatchStat), macs
 

@@ -23,7 +23,7 @@ class BatchNorm(nnx.Module):
     the groups. The result depends on the order of images in the batch only, never on the number of devices.
 
     Attributes:
-      scale, bias: trained, float[C]. mean, var: running statistics, float[C].
+      scale, bias: trained, float[C]; scale is None if it is left out. mean, var: running statistics, float[C].
     """
 
     def __init__(
@@ -33,6 +33,7 @@ class BatchNorm(nnx.Module):
         momentum: float = 0.99,
         epsilon: float = 1e-3,
         group_size: int | None = None,
+        use_scale: bool = True,
         dtype: jnp.dtype = jnp.float32,
     ):
         """
@@ -41,9 +42,10 @@ class BatchNorm(nnx.Module):
           momentum: decay of the running statistics (Keras convention; torch's momentum = 1 - this).
           epsilon: added to the variance.
           group_size: images for each set of statistics; None = the whole batch, over all devices.
+          use_scale: False leaves the scale at 1.
           dtype: of the output.
         """
-        self.scale = nnx.Param(jnp.ones(features))
+        self.scale = nnx.Param(jnp.ones(features)) if use_scale else None
         self.bias = nnx.Param(jnp.zeros(features))
         self.mean = nnx.BatchStat(jnp.zeros(features))
         self.var = nnx.BatchStat(jnp.ones(features))
@@ -52,17 +54,16 @@ class BatchNorm(nnx.Module):
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Normalizes x, float[N, ..., C]; with `train` by its own statistics, and moves the running ones."""
         shape = x.shape
+        scale = jnp.ones_like(self.bias[...]) if self.scale is None else self.scale[...]  # [C]
         group = (self.group_size or shape[0]) if train else shape[0]
         if shape[0] % group:
             raise ValueError(f"a batch of {shape[0]} images does not divide into groups of {group}")
         if train:
             groups = x.reshape(shape[0] // group, group, *shape[1:])  # [G, group, ..., C]
-            y, mean, var = ops.normalize(
-                groups, self.scale[...], self.bias[...], epsilon=self.epsilon, dtype=self.dtype
-            )
+            y, mean, var = ops.normalize(groups, scale, self.bias[...], epsilon=self.epsilon, dtype=self.dtype)
             self._update(mean, var)
             return y.reshape(shape)
-        factor = self.scale[...] * jax.lax.rsqrt(self.var[...] + self.epsilon)  # [C]
+        factor = scale * jax.lax.rsqrt(self.var[...] + self.epsilon)  # [C]
         shape = (1,) * (x.ndim - 1) + (-1,)
         mean, factor, bias = (v.reshape(shape) for v in (self.mean[...], factor, self.bias[...]))
         return ((x.astype(factor.dtype) - mean) * factor + bias).astype(self.dtype)
@@ -74,39 +75,51 @@ class BatchNorm(nnx.Module):
 
 
 class Conv(nnx.Module):
-    """Convolution without bias; kernel: float[k, k, features_in, features]."""
+    """Convolution, with a bias float[features] if `use_bias`; kernel: float[kh, kw, features_in, features].
+
+    `kernel_size` is one number or (rows, columns); `padding` may be ((top, bottom), (left, right)) in pixels.
+    """
 
     def __init__(
         self,
         features_in: int,
         features: int,
-        kernel_size: int,
+        kernel_size: int | tuple[int, int],
         *,
         strides: int = 1,
-        padding: str = "SAME",
+        padding: str | tuple[tuple[int, int], tuple[int, int]] = "SAME",
+        use_bias: bool = False,
         implementation: str | None = None,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
-        shape = (kernel_size, kernel_size, features_in, features)
-        self.kernel = nnx.Param(KERNEL_INIT(rngs.params(), shape))
+        window = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
+        self.kernel = nnx.Param(KERNEL_INIT(rngs.params(), (*window, features_in, features)))
+        self.bias = nnx.Param(jnp.zeros(features)) if use_bias else None
         self.strides, self.padding, self.implementation, self.dtype = strides, padding, implementation, dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return ops.conv(
+        x = ops.conv(
             x.astype(self.dtype),
             self.kernel[...].astype(self.dtype),
             strides=self.strides,
             padding=self.padding,
             implementation=self.implementation,
         )  # [N, H / strides, W / strides, features]
+        return x if self.bias is None else x + self.bias[...].astype(self.dtype)[None, None, None]
 
 
 class ConvBN(nnx.Module):
-    """Convolution without bias, then batch normalization; **conv are arguments of `Conv`."""
+    """Convolution, then batch normalization; **conv are arguments of `Conv`."""
 
     def __init__(
-        self, features_in: int, features: int, kernel_size: int, *, norm: Callable[[int], BatchNorm], **conv
+        self,
+        features_in: int,
+        features: int,
+        kernel_size: int | tuple[int, int],
+        *,
+        norm: Callable[[int], BatchNorm],
+        **conv,
     ):
         self.conv = Conv(features_in, features, kernel_size, **conv)
         self.bn = norm(features)

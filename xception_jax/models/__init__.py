@@ -5,10 +5,13 @@ import inspect
 
 from flax import nnx
 
-from xception_jax.models import xception
+from xception_jax.models import inception_v3, xception
 from xception_jax.models.preprocessing import Preprocessing as Preprocessing
 
-MODELS = {"xception": xception.Xception}
+MODELS = {
+    "inception_v3": inception_v3.InceptionV3,
+    "xception": xception.Xception,
+}
 
 
 def model_class(name: str) -> type[nnx.Module]:

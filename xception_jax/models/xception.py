@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from xception_jax import ops
-from xception_jax.layers import ACTIVATIONS, KERNEL_INIT, BatchNorm, ConvBN, SeparableConvBN
+from xception_jax.layers import ACTIVATIONS, ConvBN, SeparableConvBN
+from xception_jax.models import network
 from xception_jax.models.preprocessing import Preprocessing
 
 
@@ -66,32 +67,23 @@ class Config:
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self):
-        positive = ("num_classes", "in_channels", "segments", "bn_group_size", "bn_epsilon")
-        widths = ("fc_layers", "stem_widths", "stem_strides", "entry_widths", "exit_widths")
-        rules = [(name, getattr(self, name) is None or getattr(self, name) > 0, "above 0") for name in positive]
-        rules += [(name, all(w > 0 for w in getattr(self, name)), "all above 0") for name in widths]
-        rules += [
-            ("dropout", 0 <= self.dropout < 1, "in [0, 1)"),
-            ("bn_momentum", 0 <= self.bn_momentum < 1, "in [0, 1)"),
-            ("middle_blocks", self.middle_blocks >= 0, "at least 0"),
-            ("entry_widths", len(self.entry_widths) > 0, "one width or more"),
-            ("exit_widths", len(self.exit_widths) == 3, "three widths"),
-            ("stem_strides", len(self.stem_strides) == len(self.stem_widths), "as many as stem_widths"),
-            ("stem_padding", self.stem_padding in ("VALID", "SAME"), "'VALID' or 'SAME'"),
-            (
-                "implementation",
-                self.implementation in (None, *ops.IMPLEMENTATIONS),
-                f"None or in {ops.IMPLEMENTATIONS}",
-            ),
-            (
-                "intermediate_activation",
-                self.intermediate_activation in (None, *ACTIVATIONS),
-                f"None or one of {sorted(ACTIVATIONS)}",
-            ),
-        ]
-        for name, holds, rule in rules:
-            if not holds:
-                raise ValueError(f"{name} = {getattr(self, name)}: must be {rule}")
+        network.check(
+            self,
+            positive=("segments",),
+            all_positive=("stem_widths", "stem_strides", "entry_widths", "exit_widths"),
+            rules=[
+                ("middle_blocks", self.middle_blocks >= 0, "at least 0"),
+                ("entry_widths", len(self.entry_widths) > 0, "one width or more"),
+                ("exit_widths", len(self.exit_widths) == 3, "three widths"),
+                ("stem_strides", len(self.stem_strides) == len(self.stem_widths), "as many as stem_widths"),
+                ("stem_padding", self.stem_padding in ("VALID", "SAME"), "'VALID' or 'SAME'"),
+                (
+                    "intermediate_activation",
+                    self.intermediate_activation in (None, *ACTIVATIONS),
+                    f"None or one of {sorted(ACTIVATIONS)}",
+                ),
+            ],
+        )
 
 
 class Module(nnx.Module):
@@ -149,8 +141,8 @@ class Module(nnx.Module):
         return x + shortcut
 
 
-class Xception(nnx.Module):
-    """The network of figure 5. State: parameters and batch statistics, nothing else."""
+class Xception(network.Network):
+    """The network of figure 5."""
 
     PREPROCESSING = Preprocessing(
         image_size=299, mean=0.5, std=0.5, crop="central", crop_fraction=0.875, resize="bilinear"
@@ -159,17 +151,12 @@ class Xception(nnx.Module):
 
     def __init__(self, config: Config, *, rngs: nnx.Rngs):
         self.config = config
-        dtype = jnp.dtype(config.dtype)
-        # In bfloat16 many logits would be equal.
-        logits = jnp.dtype(jnp.float32) if dtype.itemsize < 4 else dtype
-        norm = functools.partial(
-            BatchNorm,
-            momentum=config.bn_momentum,
-            epsilon=config.bn_epsilon,
-            group_size=config.bn_group_size,
-            dtype=dtype,
-        )
-        shared = {"norm": norm, "implementation": config.implementation, "dtype": dtype, "rngs": rngs}
+        shared = {
+            "norm": network.batch_norm(config),
+            "implementation": config.implementation,
+            "dtype": jnp.dtype(config.dtype),
+            "rngs": rngs,
+        }
         separable = functools.partial(
             SeparableConvBN,
             segments=config.segments,
@@ -197,13 +184,7 @@ class Xception(nnx.Module):
         for features in last:
             self.final.append(separable(width, features))
             width = features
-        self.fc = nnx.List()
-        linear = functools.partial(nnx.Linear, kernel_init=KERNEL_INIT, rngs=rngs)
-        for features in config.fc_layers:
-            self.fc.append(linear(width, features, dtype=dtype))
-            width = features
-        self.dropout = nnx.Dropout(config.dropout)
-        self.classifier = linear(width, config.num_classes, dtype=logits)
+        self._add_head(width, rngs=rngs)
 
     def features(self, x: jax.Array, *, train: bool = False) -> jax.Array:
         """Normalized images float[N, H, W, in_channels] -> float[N, h, w, exit_widths[-1]] before pooling.
@@ -211,12 +192,9 @@ class Xception(nnx.Module):
         Raises:
           ValueError: if the images are too small for an unpadded stem.
         """
-        if x.ndim != 4 or x.shape[-1] != self.config.in_channels:
-            raise ValueError(f"images must be [N, H, W, {self.config.in_channels}]; got {x.shape}")
-        if min(x.shape[1:3]) < (least := self._smallest_size()):
-            raise ValueError(
-                f"images of {x.shape[1:3]} pixels are too small: need {least}, or stem_padding 'SAME'"
-            )
+        unpadded = self.config.stem_padding == "VALID"
+        windows = [(3 if unpadded else 1, strides) for strides in self.config.stem_strides]
+        self._check_images(x, smallest=network.smallest_input(*windows), remedy=", or stem_padding 'SAME'")
         for i, conv in enumerate(self.stem):
             with jax.named_scope(f"stem_{i}"):
                 x = jax.nn.relu(conv(x, train=train))  # 299: [N, 149, 149, 32], [N, 147, 147, 64]
@@ -259,27 +237,3 @@ class Xception(nnx.Module):
         for i, module in enumerate(self.middle):
             nnx.update(module, jax.tree.map(lambda leaf, i=i: leaf[i], statistics))
         return x
-
-    def _smallest_size(self) -> int:
-        """Height and width that leave one pixel after the stem."""
-        size = 1
-        for strides in reversed(self.config.stem_strides):
-            size = (size - 1) * strides + (3 if self.config.stem_padding == "VALID" else 1)
-        return size
-
-    def __call__(self, x: jax.Array, *, train: bool = False, key: jax.Array | None = None) -> jax.Array:
-        """Normalized images float[N, H, W, in_channels] -> logits float32[N, num_classes].
-
-        Args:
-          x: images, normalized as `PREPROCESSING` says.
-          train: use and update batch statistics, apply dropout.
-          key: PRNG key of the dropout; needed if `train` and `config.dropout` > 0.
-        """
-        if train and self.config.dropout and key is None:
-            raise ValueError(f"key = None: training with dropout = {self.config.dropout} needs a PRNG key")
-        x = self.features(x, train=train)
-        x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)  # [N, C]
-        for linear in self.fc:
-            x = jax.nn.relu(linear(x))  # [N, width]
-        x = self.dropout(x, deterministic=not train, rngs=key)
-        return self.classifier(x)  # [N, num_classes]

@@ -1,12 +1,24 @@
-"""Max-pooling over windows of pixels."""
+"""Max-pooling and average pooling over windows of pixels."""
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from xception_jax.ops.windows import Pair, Pairs, choose, output_size, pad, pad_pairs, pair, shifted, taps
+from xception_jax.ops.windows import (
+    Pair,
+    Pairs,
+    accumulator,
+    choose,
+    output_size,
+    pad,
+    pad_pairs,
+    pair,
+    shifted,
+    taps,
+)
 
 
 def max_pool(
@@ -14,7 +26,7 @@ def max_pool(
     window: int | Pair,
     *,
     strides: int | Pair,
-    padding: str = "SAME",
+    padding: str | Sequence[Pair] = "SAME",
     implementation: str | None = None,
 ) -> jax.Array:
     """The largest value of each channel in each window; of equal values the first gets the gradient.
@@ -23,7 +35,7 @@ def max_pool(
       x: float[N, H, W, C].
       window: rows and columns of a window, in pixels; at most 127 in all.
       strides: steps in pixels.
-      padding: "SAME" or "VALID"; padded pixels never win.
+      padding: "SAME", "VALID" or ((top, bottom), (left, right)) in pixels; padded pixels never win.
       implementation: "xla" (reduce_window), "shift" (maxima of shifted copies, which keep the winner's place for
         the gradient: XLA's search for it is slow on CPU), or None: "shift" on CPU, "xla" elsewhere.
 
@@ -97,3 +109,37 @@ def _won(winner, dy, remainder, window, strides, padding, size):
 
 
 _shift.defvjp(_shift_forward, _shift_backward)
+
+
+def avg_pool(
+    x: jax.Array, window: int | Pair, *, strides: int | Pair, padding: str | Sequence[Pair] = "SAME"
+) -> jax.Array:
+    """The mean of each channel over the pixels of the image in each window; padding is not counted (Keras,
+    TensorFlow; torch: count_include_pad=False).
+
+    XLA's `reduce_window` on every platform: on CPU a sum, unlike a maximum, has a fast derivative.
+
+    Args:
+      x: float[N, H, W, C].
+      window: rows and columns of a window, in pixels.
+      strides: steps in pixels.
+      padding: "SAME", "VALID" or ((top, bottom), (left, right)) in pixels, less than the window.
+
+    Returns:
+      float[N, H', W', C] in the dtype of `x`; sums are taken in float32 or wider.
+
+    Raises:
+      ValueError: if no window fits.
+
+    >>> avg_pool(jnp.arange(4.0).reshape(1, 2, 2, 1), 3, strides=1).ravel().tolist()
+    [1.5, 1.5, 1.5, 1.5]
+    """
+    window, strides = pair(window), pair(strides)
+    padding = pad_pairs(x.shape[1:3], window, strides, padding)
+
+    def sums(x: jax.Array) -> jax.Array:
+        return lax.reduce_window(x, 0.0, lax.add, (1, *window, 1), (1, *strides, 1), ((0, 0), *padding, (0, 0)))
+
+    wide = x.astype(accumulator(x.dtype))
+    pixels = sums(jnp.ones((1, *x.shape[1:3], 1), wide.dtype))  # [1, H', W', 1]
+    return (sums(wide) / pixels).astype(x.dtype)  # [N, H', W', C]

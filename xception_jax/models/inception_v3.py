@@ -1,0 +1,331 @@
+"""Inception V3 without its auxiliary tower: the network that Xception is compared with.
+
+C. Szegedy, V. Vanhoucke, S. Ioffe, J. Shlens, Z. Wojna, "Rethinking the Inception Architecture for Computer
+Vision", CVPR 2016; Chollet 2017, sections 4.3 and 4.5, tables 1-3: 94 convolutional layers.
+
+Two networks have this name. "canonical" is that of TF-Slim and of Keras since 2017, with 23,817,352 parameters.
+"paper" is that of Keras in 2016, the only one with the 23,626,728 parameters of table 3. It differs in
+
+    the pooling towers on the 35x35 grid: 32, 32, 32 features wide, not 32, 64, 64
+    the double 7x7 tower of the last 17x17 module: begins with 160 features, not 192
+    the order: convolution with bias, ReLU, normalization with scale; not convolution, normalization without, ReLU
+    the pooling tower that halves the 17x17 grid: takes the average, not the maximum
+"""
+
+import dataclasses
+import functools
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from xception_jax import ops
+from xception_jax.layers import ConvBN
+from xception_jax.models import network
+from xception_jax.models.preprocessing import Preprocessing
+
+
+class Reading(NamedTuple):
+    """What tells the two networks apart.
+
+    Attributes:
+      pool_features: of the pooling tower of each module on the 35x35 grid.
+      first_features: of the first layer of the double 7x7 tower of each module on the 17x17 grid.
+      relu_first: convolutions have a bias, and ReLU comes before a normalization with scale.
+      last_pool: of the tower that halves the 17x17 grid.
+    """
+
+    pool_features: tuple[int, int, int]
+    first_features: tuple[int, int, int, int]
+    relu_first: bool
+    last_pool: Literal["average", "max"]
+
+
+READINGS = {
+    "canonical": Reading((32, 64, 64), (128, 160, 160, 192), relu_first=False, last_pool="max"),
+    "paper": Reading((32, 32, 32), (128, 160, 160, 160), relu_first=True, last_pool="average"),
+}
+INNER_FEATURES = (128, 160, 160, 192)  # of the other inner layers of the 7x7 towers
+MODULES = (3, 4, 2)  # on the 35x35, 17x17 and 8x8 grid
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """The defaults are the canonical network, with the dropout of Chollet 2017.
+
+    Attributes:
+      num_classes: outputs of the logistic regression.
+      in_channels: of the images; 3 = RGB.
+      dropout: rate before the logistic regression (0.5 for ImageNet, 0 for JFT; Chollet 2017, section 4.3).
+      fc_layers: widths of fully connected ReLU layers before it, (4096, 4096) in Chollet 2017, figure 8.
+      reading: "canonical" or "paper", see above.
+      width: multiplier of the features of every convolution; rounded, at least 1.
+      modules: how many Inception modules on the 35x35, 17x17 and 8x8 grid; fewer leave out the last ones.
+      stem_strides: of the first convolution, the first and the second max-pooling; a pooling of stride 1 is left
+        out. Strides (1, 1, 1) and padding "SAME" suit images of a few dozen pixels.
+      padding: of the stem's first, second and last convolution, its poolings, and the layers that halve a grid.
+        All others are padded to keep the size.
+      bn_epsilon, bn_momentum: today's Keras values.
+      bn_group_size: images for each set of training statistics; None = the whole batch.
+      implementation: of convolutions and max-pooling, see `ops`; None = the fastest measured for the platform.
+      dtype: of the computation; parameters and statistics stay float32.
+    """
+
+    num_classes: int = 1000
+    in_channels: int = 3
+    dropout: float = 0.5
+    fc_layers: tuple[int, ...] = ()
+    reading: Literal["canonical", "paper"] = "canonical"
+    width: float = 1.0
+    modules: tuple[int, int, int] = MODULES
+    stem_strides: tuple[int, int, int] = (2, 2, 2)
+    padding: Literal["VALID", "SAME"] = "VALID"
+    bn_epsilon: float = 1e-3
+    bn_momentum: float = 0.99
+    bn_group_size: int | None = None
+    implementation: Literal["xla", "shift"] | None = None
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self):
+        modules = zip(self.modules, MODULES, strict=True)
+        network.check(
+            self,
+            positive=("width",),
+            all_positive=("stem_strides",),
+            rules=[
+                ("reading", self.reading in READINGS, f"one of {sorted(READINGS)}"),
+                ("modules", all(0 <= count <= most for count, most in modules), f"at most {MODULES}, at least 0"),
+                ("stem_strides", len(self.stem_strides) == 3, "three numbers"),
+                ("padding", self.padding in ("VALID", "SAME"), "'VALID' or 'SAME'"),
+            ],
+        )
+
+    def scaled(self, features: int) -> int:
+        """Features of a convolution that has `features` at width 1."""
+        return max(1, round(features * self.width))
+
+
+class ConvBNReLU(ConvBN):
+    """Convolution, batch normalization, ReLU; with `relu_first` the ReLU comes before the normalization."""
+
+    def __init__(
+        self, features_in: int, features: int, kernel_size: int | tuple[int, int], *, relu_first: bool, **options
+    ):
+        super().__init__(features_in, features, kernel_size, **options)
+        self.relu_first = relu_first
+
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        if self.relu_first:
+            return self.bn(jax.nn.relu(self.conv(x)), train=train)  # [N, H / strides, W / strides, features]
+        return jax.nn.relu(super().__call__(x, train=train))  # [N, H / strides, W / strides, features]
+
+
+class Tower(nnx.Module):
+    """One of the towers that stand side by side: a pooling or none, then convolutions one after the other.
+
+    Attributes:
+      features: channels of the output.
+    """
+
+    def __init__(
+        self,
+        features_in: int,
+        *layers: tuple[int, int, int],
+        fork: tuple[tuple[int, int, int], ...] = (),
+        pool: Literal["average", "max"] | None = None,
+        strides: int = 1,
+        config: Config,
+        conv: functools.partial,
+    ):
+        """
+        Args:
+          layers: (features, rows of the kernel, columns of the kernel) of each convolution.
+          fork: of convolutions that all read the last of these; their outputs are concatenated.
+          pool: 3x3, before the convolutions.
+          strides: of the last of `layers`, or of the pooling if there are none; 2 halves the grid.
+        """
+        last = {"strides": strides, "padding": "SAME" if strides == 1 else config.padding}
+        width = features_in
+        self.convs = nnx.List()
+        for i, (features, *kernel_size) in enumerate(layers, 1):
+            options = last if i == len(layers) else {}
+            self.convs.append(conv(width, config.scaled(features), tuple(kernel_size), **options))
+            width = config.scaled(features)
+        self.fork = nnx.List([conv(width, config.scaled(features), tuple(size)) for features, *size in fork])
+        self.features = sum(config.scaled(features) for features, *_ in fork) or width
+        self.pool, self.implementation = pool, config.implementation
+        self.strides, self.padding = (1, "SAME") if layers else (strides, last["padding"])
+
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        if self.pool == "average":
+            x = ops.avg_pool(x, 3, strides=self.strides, padding=self.padding)  # [N, H / strides, W / strides, C]
+        elif self.pool == "max":
+            x = ops.max_pool(
+                x, 3, strides=self.strides, padding=self.padding, implementation=self.implementation
+            )  # [N, H / strides, W / strides, C]
+        for conv in self.convs:
+            x = conv(x, train=train)  # [N, H / strides, W / strides, features of the layer]
+        if self.fork:
+            x = jnp.concatenate([conv(x, train=train) for conv in self.fork], axis=-1)  # [N, H, W, features]
+        return x
+
+
+class Mixed(nnx.Module):
+    """Towers that read the same input; their outputs are concatenated.
+
+    Attributes:
+      features: channels of the output.
+    """
+
+    def __init__(self, *towers: Tower):
+        self.towers = nnx.List(towers)
+        self.features = sum(tower.features for tower in towers)
+
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        outputs = []
+        for i, tower in enumerate(self.towers):
+            with jax.named_scope(f"tower_{i}"):
+                outputs.append(tower(x, train=train))
+        return jnp.concatenate(outputs, axis=-1)  # [N, H / strides, W / strides, features]
+
+
+def module_35(width: int, pool_features: int, *, tower: functools.partial) -> Mixed:
+    """Inception module on the 35x35 grid."""
+    return Mixed(
+        tower(width, (64, 1, 1)),
+        tower(width, (48, 1, 1), (64, 5, 5)),
+        tower(width, (64, 1, 1), (96, 3, 3), (96, 3, 3)),
+        tower(width, (pool_features, 1, 1), pool="average"),
+    )
+
+
+def reduction_35(width: int, *, tower: functools.partial) -> Mixed:
+    """From the 35x35 to the 17x17 grid."""
+    return Mixed(
+        tower(width, (384, 3, 3), strides=2),
+        tower(width, (64, 1, 1), (96, 3, 3), (96, 3, 3), strides=2),
+        tower(width, pool="max", strides=2),
+    )
+
+
+def module_17(width: int, first: int, inner: int, *, tower: functools.partial) -> Mixed:
+    """Inception module on the 17x17 grid: 7x7 convolutions are made of 1x7 and 7x1 ones."""
+    single = (inner, 1, 1), (inner, 1, 7), (192, 7, 1)
+    double = (first, 1, 1), (inner, 7, 1), (inner, 1, 7), (inner, 7, 1), (192, 1, 7)
+    return Mixed(
+        tower(width, (192, 1, 1)),
+        tower(width, *single),
+        tower(width, *double),
+        tower(width, (192, 1, 1), pool="average"),
+    )
+
+
+def reduction_17(width: int, pool: Literal["average", "max"], *, tower: functools.partial) -> Mixed:
+    """From the 17x17 to the 8x8 grid."""
+    return Mixed(
+        tower(width, (192, 1, 1), (320, 3, 3), strides=2),
+        tower(width, (192, 1, 1), (192, 1, 7), (192, 7, 1), (192, 3, 3), strides=2),
+        tower(width, pool=pool, strides=2),
+    )
+
+
+def module_8(width: int, *, tower: functools.partial) -> Mixed:
+    """Inception module on the 8x8 grid: its 3x3 convolutions end in 1x3 and 3x1 ones side by side."""
+    fork = (384, 1, 3), (384, 3, 1)
+    return Mixed(
+        tower(width, (320, 1, 1)),
+        tower(width, (384, 1, 1), fork=fork),
+        tower(width, (448, 1, 1), (384, 3, 3), fork=fork),
+        tower(width, (192, 1, 1), pool="average"),
+    )
+
+
+class InceptionV3(network.Network):
+    """Inception V3; `config.reading` says which."""
+
+    PREPROCESSING = Preprocessing(
+        image_size=299, mean=0.5, std=0.5, crop="central", crop_fraction=0.875, resize="bilinear"
+    )
+    CONFIG = Config
+
+    def __init__(self, config: Config, *, rngs: nnx.Rngs):
+        self.config = config
+        reading = READINGS[config.reading]
+        conv = functools.partial(
+            ConvBNReLU,
+            relu_first=reading.relu_first,
+            use_bias=reading.relu_first,
+            norm=network.batch_norm(config, use_scale=reading.relu_first),
+            implementation=config.implementation,
+            dtype=jnp.dtype(config.dtype),
+            rngs=rngs,
+        )
+        width = self._add_stem(conv)
+        tower = functools.partial(Tower, config=config, conv=conv)
+        on_35, on_17, on_8 = config.modules
+        inner = zip(reading.first_features, INNER_FEATURES, strict=True)
+        builders = [
+            *[functools.partial(module_35, pool_features=features) for features in reading.pool_features][:on_35],
+            reduction_35,
+            *[functools.partial(module_17, first=first, inner=rest) for first, rest in inner][:on_17],
+            functools.partial(reduction_17, pool=reading.last_pool),
+            *[module_8] * on_8,
+        ]
+        self.mixed = nnx.List()
+        for build in builders:
+            self.mixed.append(build(width, tower=tower))
+            width = self.mixed[-1].features
+        self._add_head(width, rngs=rngs)
+
+    def _add_stem(self, conv: functools.partial) -> int:
+        """Convolutions in two parts, each of which ends with a max-pooling; returns their features."""
+        config = self.config
+        first = {"strides": config.stem_strides[0], "padding": config.padding}
+        unpadded = {"padding": config.padding}
+        parts = [(32, 3, first), (32, 3, unpadded), (64, 3, {})], [(80, 1, {}), (192, 3, unpadded)]
+        width = config.in_channels
+        self.stem = nnx.List()
+        for part in parts:
+            self.stem.append(nnx.List())
+            for features, kernel_size, options in part:
+                self.stem[-1].append(conv(width, config.scaled(features), kernel_size, **options))
+                width = config.scaled(features)
+        return width
+
+    def features(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        """Normalized images float[N, H, W, in_channels] -> float[N, h, w, C] before pooling.
+
+        Raises:
+          ValueError: if the images are too small for the layers without padding.
+        """
+        self._check_images(x, smallest=self._smallest_input(), remedy=", or padding 'SAME'")
+        with jax.named_scope("stem"):
+            x = self._stem(x, train)  # 299: [N, 35, 35, 192]
+        for i, mixed in enumerate(self.mixed):
+            with jax.named_scope(f"mixed_{i}"):
+                # 299: [N, 35, 35, 256], [N, 35, 35, 288] twice, [N, 17, 17, 768] five times, [N, 8, 8, 1280],
+                # [N, 8, 8, 2048] twice; "paper": [N, 35, 35, 256] three times, [N, 17, 17, 736], then the same
+                x = mixed(x, train=train)
+        return x
+
+    def _stem(self, x: jax.Array, train: bool) -> jax.Array:
+        """Images -> what the first of the mixed modules reads."""
+        config = self.config
+        for part, strides in zip(self.stem, config.stem_strides[1:], strict=True):
+            for conv in part:
+                # 299: [N, 149, 149, 32], [N, 147, 147, 32], [N, 147, 147, 64]; [N, 73, 73, 80], [N, 71, 71, 192]
+                x = conv(x, train=train)
+            if strides > 1:
+                x = ops.max_pool(
+                    x, 3, strides=strides, padding=config.padding, implementation=config.implementation
+                )  # 299: [N, 73, 73, 64]; [N, 35, 35, 192]
+        return x
+
+    def _smallest_input(self) -> int:
+        """Height and width that leave one pixel."""
+        if self.config.padding == "SAME":
+            return 1
+        first, *pools = self.config.stem_strides
+        middle, last = ((3, strides) if strides > 1 else (1, 1) for strides in pools)
+        return network.smallest_input((3, first), (3, 1), middle, (3, 1), last, (3, 2), (3, 2))
