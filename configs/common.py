@@ -19,6 +19,7 @@ def default() -> ConfigDict:
     config.total_steps = placeholder(int)
     config.total_samples = placeholder(int)
     config.label_smoothing = 0.0
+    config.weighted_loss = True  # by the data's weights of classes, if it has any; False = only MAP@100 is
     config.model = _model()
     config.data = _data()
     config.augment = _augment()

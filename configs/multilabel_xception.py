@@ -3,7 +3,7 @@
     python train.py --config configs/multilabel_xception.py --workdir runs/labels --config.data.root=pictures.csv
 
 pictures.csv has the columns path and labels ("cat;sofa"), and perhaps split (train or val); --config.data.classes
-names a file of the classes and their weights in the loss. Open Images in TFDS's format is
+names a file of the classes and their weights, in the loss and in MAP@100. Open Images in TFDS's format is
 --config.data.name=tfds:open_images_v4.
 
 After the paper's training on JFT (sections 4.1 and 4.3): RMSprop, learning rate 0.001 times 0.9 every 3,000,000

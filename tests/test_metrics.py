@@ -1,10 +1,13 @@
 """Metrics against scikit-learn, and by hand where it has none."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from sklearn.metrics import accuracy_score, log_loss, top_k_accuracy_score
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from sklearn.metrics import accuracy_score, average_precision_score, log_loss, top_k_accuracy_score
 
 from xception_jax import metrics
 
@@ -158,6 +161,16 @@ class TestSeveralLabels:
         ]
         np.testing.assert_allclose(actual, np.reshape(by_class, (60, 7)).sum(1), rtol=1e-5)
 
+    @pytest.mark.parametrize("settings", [{"multilabel": True}, {"label_smoothing": 0.1}])
+    def test_weights_of_the_measure_alone_leave_the_loss_as_it_is(self, settings):
+        logits, labels = self.batch()
+        labels = labels if settings.get("multilabel") else labels.argmax(axis=1)
+        plain = cross_entropy(logits, labels, **settings)
+        weights = {"class_weights": (1.0, 0.0, 2.0, 0.5, 1.0, 1.0, 3.0)}
+        unweighted = cross_entropy(logits, labels, **settings, **weights, weighted_loss=False)
+        np.testing.assert_array_equal(unweighted, plain)
+        assert not np.allclose(cross_entropy(logits, labels, **settings, **weights), plain)
+
     def test_measures_against_sklearn_and_numpy(self):
         logits, labels = self.batch()
         labels[:20] = logits[:20] > 0  # all right
@@ -178,3 +191,139 @@ class TestSeveralLabels:
         objective = metrics.Objective(num_classes=2, multilabel=True)
         loss = objective.loss(jnp.array([[1e4, -1e4]], jnp.bfloat16), jnp.array([[0.0, 1.0]]))
         np.testing.assert_allclose(loss, [2 * float(jnp.bfloat16(1e4))])
+
+
+def brute_force(logits, labels, weights, k=100):
+    """(sum, number) of the average precisions, image by image and place by place."""
+    total, number = 0.0, 0
+    for scores, row in zip(logits, labels, strict=True):
+        gains = [float(weights[c]) for c in range(len(row)) if row[c]]
+        ideal = sum(sorted(gains, reverse=True)[:k])
+        if ideal == 0:
+            continue
+        order = sorted(range(len(row)), key=lambda c: (np.inf if np.isnan(scores[c]) else -scores[c], c))
+        hits, reached = 0, 0.0
+        for place, c in enumerate(order[:k], start=1):
+            if row[c] and not np.isnan(scores[c]):
+                hits += 1
+                reached += float(weights[c]) * hits / place
+        total, number = total + reached / ideal, number + 1
+    return total, number
+
+
+@functools.cache
+def ranking_sums(sharding):
+    return jax.jit(functools.partial(metrics.ranking_sums, logits_sharding=sharding))
+
+
+class TestMeanAveragePrecision:
+    def batch(self, case, examples=16):
+        """(logits, labels, weights) of an adversarial case."""
+        rng = np.random.default_rng(5)
+        classes = {"few classes": 12, "more than 100 labels": 400}.get(case, 240)
+        share = {"more than 100 labels": 0.6, "no labels": 0.0}.get(case, 0.1)
+        logits = rng.normal(size=(examples, classes)).astype(np.float32)
+        labels = (rng.random((examples, classes)) < share).astype(np.uint8)
+        weights = rng.integers(0, 4, classes) / 2  # a quarter of them 0
+        if case == "ties":
+            logits = np.round(logits)  # -0 and 0 among them
+        elif case == "all equal":
+            logits[:] = -1.0
+        elif case == "NaN":
+            logits[rng.random(logits.shape) < 0.3] = np.nan
+            logits[:2], labels[:2] = np.nan, 1
+        elif case == "infinite":
+            logits[rng.random(logits.shape) < 0.3] = np.inf
+            logits[rng.random(logits.shape) < 0.3] = -np.inf
+        elif case == "labels without weight":
+            labels[:6] *= weights == 0
+        elif case == "no weights at all":
+            weights[:] = 0
+        return logits, labels, weights
+
+    def sums(self, logits, labels, weights, mask=None, sharding=None):
+        mask = np.ones(len(logits)) if mask is None else mask
+        batch = jnp.asarray(logits), jnp.asarray(labels), jnp.asarray(mask, jnp.float32)
+        sums = ranking_sums(sharding)(*batch, class_weights=jnp.asarray(weights, jnp.float32))
+        return {name: float(value) for name, value in sums.items()}
+
+    @pytest.mark.parametrize("classes", [2, 30, 99])
+    def test_against_sklearn(self, classes):
+        logits, _ = random_batch(40, classes)
+        labels = (np.random.default_rng(1).random((40, classes)) < 0.3).astype(np.uint8)
+        labels[0] = 0
+        expected = [average_precision_score(y, x) for x, y in zip(logits, labels, strict=True) if y.any()]
+        actual = self.sums(logits, labels, np.ones(classes))
+        assert actual["map100_count"] == len(expected) < 40
+        assert actual["map100"] == pytest.approx(sum(expected), rel=1e-5)
+
+    CASES = (
+        "random",
+        "few classes",
+        "more than 100 labels",
+        "no labels",
+        "ties",
+        "all equal",
+        "NaN",
+        "infinite",
+        "labels without weight",
+        "no weights at all",
+    )
+
+    @pytest.mark.parametrize("case", CASES)
+    def test_against_brute_force(self, case):
+        batch = self.batch(case)
+        expected = brute_force(*batch)
+        assert self.sums(*batch) == pytest.approx(dict(zip(("map100", "map100_count"), expected, strict=True)))
+
+    def test_by_hand(self):
+        """Right at places 1 and 3, of weights 2 and 1, and never the last: (2 * 1 + 1 * 2/3) / (2 + 1 + 4)."""
+        logits, labels = np.array([[4.0, 3.0, 2.0, np.nan]]), np.array([[1, 0, 1, 1]])
+        actual = self.sums(logits.astype(np.float32), labels.astype(np.uint8), np.array([2.0, 9.0, 1.0, 4.0]))
+        assert actual == pytest.approx({"map100": (2 + 2 / 3) / 7, "map100_count": 1})
+
+    def test_the_best_order_has_a_precision_of_1_for_any_number_of_labels(self):
+        weights = np.linspace(0.1, 2, 300)
+        labels = np.arange(300)[None] >= np.array([[299], [250], [150], [0]])  # 1, 50, 150, 300 labels
+        logits = labels * weights[None]
+        actual = self.sums(logits.astype(np.float32), labels.astype(np.uint8), weights)
+        assert actual == pytest.approx({"map100": 4, "map100_count": 4})
+
+    def test_logits_that_are_no_numbers_have_a_precision_of_0(self):
+        actual = self.sums(np.full((3, 9), np.nan, np.float32), np.ones((3, 9), np.uint8), np.ones(9))
+        assert actual == {"map100": 0, "map100_count": 3}
+
+    def test_batches_add_up_and_padding_does_not_count(self):
+        logits, labels, weights = self.batch("labels without weight")
+        mask = np.arange(16) % 3 != 1
+        parts = [self.sums(*(x[i : i + 8] for x in (logits, labels)), weights, mask[i : i + 8]) for i in (0, 8)]
+        total = metrics.total([part | {"count": 8.0} for part in parts])
+        expected, number = brute_force(logits[mask], labels[mask], weights)
+        assert 0 < number < mask.sum()
+        assert metrics.compute(total) == {"map100": pytest.approx(expected / number)}
+        padded = np.where(mask[:, None], logits, np.nan)
+        assert self.sums(padded, labels, weights, mask)["map100"] == pytest.approx(expected)
+
+    def test_a_measure_of_no_example_is_left_out(self):
+        sums = {"loss": 6.0, "map100": 0.0, "map100_count": 0.0, "count": 3.0}
+        assert metrics.compute(sums) == {"loss": 2.0}
+
+    @pytest.mark.parametrize("case", CASES)
+    @pytest.mark.parametrize("shape", [(8,), (2, 4)])
+    def test_devices_that_share_the_classes_find_the_same(self, case, shape):
+        mesh = jax.make_mesh(shape, ("data", "model")[: len(shape)], axis_types=(AxisType.Auto,) * len(shape))
+        sharding = NamedSharding(mesh, PartitionSpec(*mesh.axis_names))
+        batch = self.batch(case)
+        assert self.sums(*batch, sharding=sharding) == pytest.approx(self.sums(*batch), rel=1e-6)
+
+    def test_an_evaluation_has_it_and_a_training_step_has_not(self):
+        logits, labels, weights = self.batch("random")
+        objective = metrics.Objective(num_classes=240, multilabel=True, class_weights=tuple(weights))
+        batch = [jnp.asarray(x) for x in (np.ones(16, np.float32), logits, labels, np.ones(16, np.float32))]
+        evaluation, training = objective.evaluation_sums(*batch), objective.sums(*batch)
+        assert evaluation.keys() - training.keys() == {"map100", "map100_count"}
+        assert float(evaluation["map100"]) == pytest.approx(brute_force(logits, labels, weights)[0])
+        unweighted = metrics.Objective(num_classes=240, multilabel=True).evaluation_sums(*batch)
+        assert float(unweighted["map100"]) == pytest.approx(brute_force(logits, labels, np.ones(240))[0])
+        single = metrics.Objective(num_classes=240).evaluation_sums(*batch[:2], jnp.argmax(batch[2], 1), batch[3])
+        assert single.keys() == {"loss", "top1", "top5", "count"}

@@ -155,7 +155,8 @@ def test_several_labels_train_and_evaluate():
         losses.append(float(sums["loss"] / sums["count"]))
     assert losses[-1] < 0.8 * losses[0]
     sums = evaluate(state.weight_sets(train_state), batch | {"mask": np.ones(32, np.float32)})["raw"]
-    assert sums.keys() == {"loss", "top1", "exact", "count"} and sums["count"] == 32
+    assert sums.keys() == {"loss", "top1", "exact", "map100", "map100_count", "count"} and sums["count"] == 32
+    assert 0.3 < sums["map100"] / sums["map100_count"] <= 1 and sums["map100_count"] == 32
 
 
 def test_average_follows_parameters_and_statistics():

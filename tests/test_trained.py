@@ -115,6 +115,8 @@ def test_every_recipe_runs_its_smoke_variant(path, tmp_path):
     assert trained.class_names == expected.get(path.stem, names)
     assert trained.preprocessing.exif_orientation == (path.stem == "folder_xception")
     if trained.multilabel:
+        assert all(0 < values["map100"] <= 1 for values in result.evaluation.values())
+        assert loop.describe(result.evaluation, 9).count("MAP@100") == 2
         image = np.zeros((9, 9, 3), np.uint8)
         logits = np.asarray(trained.model(jnp.asarray(trained.preprocess([image]) / 127.5 - 1, jnp.float32)))
         np.testing.assert_allclose(trained.predict([image]), 1 / (1 + np.exp(-logits)), atol=1e-2)  # bfloat16

@@ -190,6 +190,13 @@ class TestTrainingProfile:
             assert image.format == "PNG" and image.size == (1200, 480)
             assert len(np.unique(np.asarray(image.convert("RGB")).reshape(-1, 3), axis=0)) > 3
 
+    def test_several_labels_have_a_panel_of_their_own(self, tmp_path):
+        rows = [row if row["kind"] == "train" else row | {"map100": row["top1"] / 2} for row in ROWS]
+        _, top1, precision = training_profile(rows, tmp_path / "profile.png").axes
+        assert "MAP@100" in precision.get_ylabel()
+        for half, whole in zip(precision.get_lines(), top1.get_lines()[1:], strict=True):
+            np.testing.assert_allclose(half.get_xydata() * [[1, 2]], whole.get_xydata())
+
     def test_a_run_without_averaging_has_two_lines(self, tmp_path):
         figure = training_profile([row for row in ROWS if row["kind"] != "averaged"], tmp_path / "profile.png")
         assert [len(axes.get_lines()) for axes in figure.axes] == [2, 2]

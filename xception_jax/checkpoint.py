@@ -12,9 +12,6 @@ from orbax.checkpoint import checkpoint_managers
 
 PyTree = Any
 
-# The metric that decides which checkpoint is the best; higher is better.
-BEST_METRIC = "top1"
-
 
 class DamagedCheckpoints(Exception):
     """No checkpoint of a run can be read; the message names the folder and the first reason."""
@@ -51,7 +48,8 @@ class Checkpoints:
         """Starts to save in the background; the arrays may be donated as soon as this returns.
 
         Args:
-          metrics: of the evaluation at this step, with `BEST_METRIC` among them; None = not evaluated.
+          metrics: the one measure of this step that decides which checkpoint is the best, by name; higher is
+            better. None = not evaluated.
 
         Raises:
           OSError: if this or the save before it could not be written.
@@ -131,7 +129,8 @@ class Checkpoints:
 
 def _options(keep: int, read_only: bool) -> ocp.CheckpointManagerOptions:
     def metric(metrics):
-        return metrics[BEST_METRIC]
+        (value,) = metrics.values()
+        return value
 
     # The policy keeps the right ones; `best_fn` is what makes `best_step` find the best.
     policy = checkpoint_managers.AnyPreservationPolicy(

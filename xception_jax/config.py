@@ -130,6 +130,7 @@ class Recipe(Section):
     total_steps: WholeDuration
     total_samples: WholeDuration
     label_smoothing: Share
+    weighted_loss: bool
     model: dict[str, Any]
     data: Data
     augment: Augment

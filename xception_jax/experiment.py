@@ -50,6 +50,11 @@ class Experiment:
         return NamedSharding(self.mesh, PartitionSpec("data"))
 
     @property
+    def logits_sharding(self) -> NamedSharding:
+        """Of the logits [N, classes]."""
+        return self.by_image
+
+    @property
     def eval_batch_size(self) -> int:
         """The recipe's, rounded up to a multiple of the devices; padding is masked."""
         return math.ceil(self.recipe.eval_batch_size / self.mesh.size) * self.mesh.size
@@ -67,6 +72,7 @@ class Experiment:
             multilabel=self.dataset.multilabel,
             label_smoothing=self.recipe.label_smoothing,
             class_weights=self.dataset.class_weights,
+            weighted_loss=self.recipe.weighted_loss,
         )
 
     @property

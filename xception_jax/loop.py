@@ -20,7 +20,7 @@ from xception_jax import config as config_lib
 from xception_jax import experiment as experiment_lib
 from xception_jax import memory, metrics, state
 from xception_jax import step as step_lib
-from xception_jax.checkpoint import BEST_METRIC, Checkpoints, DamagedCheckpoints
+from xception_jax.checkpoint import Checkpoints, DamagedCheckpoints
 from xception_jax.errors import TrainingError, UserError
 from xception_jax.experiment import Experiment
 from xception_jax.interrupt import StopRequest
@@ -215,7 +215,12 @@ class _Run:
             polyak_decay=polyak.decay,
             polyak_warmup=polyak.warmup,
         )
-        eval_step = step_lib.make_eval_step(graphdef, **experiment.normalization, objective=experiment.objective)
+        eval_step = step_lib.make_eval_step(
+            graphdef,
+            **experiment.normalization,
+            objective=experiment.objective,
+            logits_sharding=experiment.logits_sharding,
+        )
         key = self._on_all_devices(lambda: jax.random.key(0))
         train_batch = experiment.batch_spec(self.recipe.batch_size, training=True)
         eval_batch = experiment.batch_spec(experiment.eval_batch_size, training=False)
@@ -260,8 +265,9 @@ class _Run:
             "multilabel": self.experiment.dataset.multilabel,
             "data": self.experiment.dataset.fingerprint(),
         }
-        values = None if evaluation is None else evaluation.get("averaged", evaluation["raw"])
-        score = None if values is None else {BEST_METRIC: values[BEST_METRIC]}
+        values = {} if evaluation is None else evaluation.get("averaged", evaluation["raw"])
+        best = self.experiment.objective.best_measure
+        score = {best: values[best]} if best in values else None
         self.checkpoints.save(step, _trees(train_state), meta, score)
 
     def _interrupted(self, step: int, train_state: state.TrainState | None) -> Result:
@@ -339,7 +345,7 @@ def _next(batches: Iterator[dict[str, np.ndarray]]) -> dict[str, np.ndarray] | N
         raise TrainingError(str(error)) from error
 
 
-MEASURES = {"top1": "top-1", "top5": "top-5", "exact": "all labels right"}
+MEASURES = {"top1": "top-1", "top5": "top-5", "exact": "all labels right", "map100": "MAP@100"}
 
 
 def describe(evaluation: Evaluation, num_examples: int) -> str:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.sharding import NamedSharding
 
 from xception_jax import metrics, optim
 from xception_jax.augment import Augmentation
@@ -142,12 +143,21 @@ def _split_batch(x: jax.Array, parts: int, block: int) -> jax.Array:
 
 
 def make_eval_step(
-    graphdef: nnx.GraphDef, *, mean: float, std: float, objective: metrics.Objective
+    graphdef: nnx.GraphDef,
+    *,
+    mean: float,
+    std: float,
+    objective: metrics.Objective,
+    logits_sharding: NamedSharding | None = None,
 ) -> Callable[[dict[str, PyTree], Batch], dict[str, metrics.Sums]]:
     """Builds step(weight_sets, batch) -> sums for each set of weights, from one reading of the batch.
 
     The batch has "image" uint8[B, H, W, C], "label" as the objective wants it and "mask" float32[B], 0 on padding;
     the sets are those of `state.weight_sets`. The loss has no label smoothing.
+
+    Args:
+      graphdef, mean, std, objective: see `make_train_step`.
+      logits_sharding: see `metrics.ranking_sums`.
     """
     objective = dataclasses.replace(objective, label_smoothing=0.0)
 
@@ -156,8 +166,9 @@ def make_eval_step(
 
         def sums(weights):
             logits = nnx.merge(graphdef, weights["params"], weights["batch_stats"])(image)  # [B, classes]
-            loss = objective.loss(logits, objective.targets(batch["label"]))
-            return objective.sums(loss, logits, batch["label"], batch["mask"])
+            label, mask = batch["label"], batch["mask"]
+            loss = objective.loss(logits, objective.targets(label))
+            return objective.evaluation_sums(loss, logits, label, mask, logits_sharding=logits_sharding)
 
         return {name: sums(weights) for name, weights in weight_sets.items()}
 

@@ -116,7 +116,8 @@ def load(workdir: str | os.PathLike, *, checkpoint: str | int = "best", weights:
 
     Args:
       workdir: of the run.
-      checkpoint: "best" (highest top-1 on the validation images), "latest", or a step.
+      checkpoint: "best" (highest top-1, or MAP@100 for several labels, on the validation images), "latest", or a
+        step.
       weights: "averaged" (Polyak) or "raw".
 
     Raises:

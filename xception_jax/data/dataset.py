@@ -37,7 +37,7 @@ class Dataset:
       class_names: in the order of the labels.
       channels: C of the images; what has to be decoded has 3.
       multilabel: an image has any number of labels instead of one.
-      class_weights: of the classes in the loss; None = all 1.
+      class_weights: how much each class matters; None = all 1.
       notes: what the user should know of how the images were found, a line each.
     """
 

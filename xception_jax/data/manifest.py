@@ -24,7 +24,7 @@ def load(root: str | pathlib.Path, *, classes: str | None, holdout: float) -> Da
 
     Args:
       root: the .csv or .jsonl file.
-      classes: a CSV file with the column `class` and, if the loss is to weigh the classes, `weight`; it fixes
+      classes: a CSV file with the column `class` and, if some classes matter more than others, `weight`; it fixes
         their order. None: all labels that occur, sorted, each of weight 1.
       holdout: without the column `split`, share of the pictures for validation, by a hash of their path.
 
