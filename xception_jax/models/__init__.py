@@ -5,11 +5,16 @@ import inspect
 
 from flax import nnx
 
-from xception_jax.models import inception_v3, xception
+from xception_jax.models import inception_v3, resnet, vgg, xception
 from xception_jax.models.preprocessing import Preprocessing as Preprocessing
 
 MODELS = {
     "inception_v3": inception_v3.InceptionV3,
+    "resnet101": resnet.ResNet101,
+    "resnet152": resnet.ResNet152,
+    "resnet50": resnet.ResNet50,
+    "vgg16": vgg.VGG,
+    "vgg16_separable": vgg.SeparableVGG,
     "xception": xception.Xception,
 }
 

@@ -1,0 +1,186 @@
+"""VGG-16, and the same stack made of depthwise separable convolutions.
+
+K. Simonyan, A. Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Recognition", ICLR 2015,
+table 1, column D: 138,357,544 parameters.
+
+Chollet 2017, section 4.6, reports that stacks like VGG, without residual connections but with a depthwise
+separable convolution in place of every convolution, did better on JFT than an Inception V3 of as many parameters.
+It gives no widths. `SeparableVGG` is such a stack: VGG-16's 13 convolutions made separable, each with batch
+normalization, and Xception's head. Its widths are m, 2m, 4m, 8m and 8m, rounded, for m = 232.729: so there would
+be 23,626,728 parameters, those of Inception V3 in table 3. Rounded there are 23,629,977.
+"""
+
+import dataclasses
+import functools
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from xception_jax import ops
+from xception_jax.layers import Conv, SeparableConvBN
+from xception_jax.models import network
+from xception_jax.models.preprocessing import Preprocessing
+
+
+def _stages_rule(stages: tuple[tuple[int, ...], ...]) -> tuple[str, bool, str]:
+    """What `network.check` needs to know of `stages`."""
+    right = len(stages) > 0 and all(stages) and min(map(min, stages)) > 0
+    return "stages", right, "one or more tuples of widths above 0"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """The defaults are VGG-16.
+
+    Attributes:
+      num_classes: outputs of the logistic regression.
+      in_channels: of the images; 3 = RGB.
+      image_size: height and width of the images: the first fully connected layer reads every pixel.
+      stages: widths of the 3x3 convolutions; 2x2 max-pooling ends every stage.
+      fc_layers: widths of the fully connected ReLU layers.
+      dropout: rate after each of them.
+      implementation: of convolutions and pooling, see `ops`; None = the fastest measured for the platform.
+      dtype: of the computation; parameters stay float32.
+    """
+
+    num_classes: int = 1000
+    in_channels: int = 3
+    image_size: int = 224
+    stages: tuple[tuple[int, ...], ...] = ((64,) * 2, (128,) * 2, (256,) * 3, (512,) * 3, (512,) * 3)
+    fc_layers: tuple[int, ...] = (4096, 4096)
+    dropout: float = 0.5
+    implementation: Literal["xla", "shift"] | None = None
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self):
+        least = 2 ** len(self.stages)
+        rules = [_stages_rule(self.stages), ("image_size", self.image_size >= least, f"at least {least}")]
+        network.check(self, rules=rules)
+
+
+class VGG(network.Network):
+    """VGG: 3x3 convolutions with bias and ReLU; no normalization."""
+
+    # Simonyan and Zisserman subtract the mean color instead.
+    PREPROCESSING = Preprocessing(
+        image_size=224, mean=0.5, std=0.5, crop="shorter_side", crop_fraction=0.875, resize="bilinear"
+    )
+    CONFIG = Config
+
+    def __init__(self, config: Config, *, rngs: nnx.Rngs):
+        self.config = config
+        conv = functools.partial(
+            Conv,
+            use_bias=True,
+            implementation=config.implementation,
+            dtype=jnp.dtype(config.dtype),
+            rngs=rngs,
+        )
+        self.stages = nnx.List()
+        width = config.in_channels
+        for widths in config.stages:
+            inputs = (width, *widths[:-1])
+            self.stages.append(nnx.List([conv(i, o, 3) for i, o in zip(inputs, widths, strict=True)]))
+            width = widths[-1]
+        side = config.image_size >> len(config.stages)
+        self._add_head(side * side * width, rngs=rngs)
+
+    def features(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        """Normalized images float[N, image_size, image_size, in_channels] -> float[N, h, w, C] before the head.
+
+        `train` is there for the same call as other models have: nothing here depends on it.
+        """
+        config = self.config
+        self._check_images(x)
+        if x.shape[1:3] != (config.image_size,) * 2:
+            raise ValueError(f"images of {x.shape[1:3]} pixels do not fit: image_size is {config.image_size}")
+        for i, stage in enumerate(self.stages):
+            with jax.named_scope(f"stage_{i}"):
+                for conv in stage:
+                    x = jax.nn.relu(conv(x))  # [N, h, w, width of the layer]
+                # 224: [N, 112, 112, 64], [N, 56, 56, 128], [N, 28, 28, 256], [N, 14, 14, 512], [N, 7, 7, 512]
+                x = ops.max_pool(x, 2, strides=2, padding="VALID", implementation=config.implementation)
+        return x
+
+    def logits(self, x: jax.Array, *, train: bool, key: jax.Array | None) -> jax.Array:
+        """Features float[N, h, w, C] -> logits float32[N, num_classes]; dropout follows every layer of `fc`."""
+        x = x.reshape(len(x), -1)  # [N, h w C]; 224: [N, 25088]
+        for i, linear in enumerate(self.fc):
+            x = jax.nn.relu(linear(x))  # [N, width]
+            layer_key = None if key is None else jax.random.fold_in(key, i)
+            x = self.dropout(x, deterministic=not train, rngs=layer_key)
+        return self.classifier(x)  # [N, num_classes]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SeparableConfig:
+    """The defaults have as many parameters as Inception V3, see above.
+
+    Attributes:
+      num_classes: outputs of the logistic regression.
+      in_channels: of the images; 3 = RGB.
+      stages: widths of the separable convolutions; 2x2 max-pooling ends every stage.
+      dropout: rate before the logistic regression, as in Xception.
+      fc_layers: widths of fully connected ReLU layers before it.
+      bn_epsilon, bn_momentum: as in Xception.
+      bn_group_size: images for each set of training statistics; None = the whole batch.
+      implementation: of convolutions and pooling, see `ops`; None = the fastest measured for the platform.
+      dtype: of the computation; parameters and statistics stay float32.
+    """
+
+    num_classes: int = 1000
+    in_channels: int = 3
+    stages: tuple[tuple[int, ...], ...] = ((233,) * 2, (465,) * 2, (931,) * 3, (1862,) * 3, (1862,) * 3)
+    dropout: float = 0.5
+    fc_layers: tuple[int, ...] = ()
+    bn_epsilon: float = 1e-3
+    bn_momentum: float = 0.99
+    bn_group_size: int | None = None
+    implementation: Literal["xla", "shift"] | None = None
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self):
+        network.check(self, rules=[_stages_rule(self.stages)])
+
+
+class SeparableVGG(network.Network):
+    """VGG-style stack of depthwise separable convolutions, each with batch normalization and ReLU."""
+
+    PREPROCESSING = Preprocessing(
+        image_size=299, mean=0.5, std=0.5, crop="central", crop_fraction=0.875, resize="bilinear"
+    )
+    CONFIG = SeparableConfig
+
+    def __init__(self, config: SeparableConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        separable = functools.partial(
+            SeparableConvBN,
+            norm=network.batch_norm(config),
+            implementation=config.implementation,
+            dtype=jnp.dtype(config.dtype),
+            rngs=rngs,
+        )
+        self.stages = nnx.List()
+        width = config.in_channels
+        for widths in config.stages:
+            inputs = (width, *widths[:-1])
+            self.stages.append(nnx.List([separable(i, o) for i, o in zip(inputs, widths, strict=True)]))
+            width = widths[-1]
+        self._add_head(width, rngs=rngs)
+
+    def features(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        """Normalized images float[N, H, W, in_channels] -> float[N, h, w, C] before pooling.
+
+        Raises:
+          ValueError: if the images are too small for a pooling in every stage.
+        """
+        self._check_images(x, smallest=2 ** len(self.stages))
+        for i, stage in enumerate(self.stages):
+            with jax.named_scope(f"stage_{i}"):
+                for separable in stage:
+                    x = jax.nn.relu(separable(x, train=train))  # [N, h, w, width of the layer]
+                # 299: [N, 149, 149, 233], [N, 74, 74, 465], [N, 37, 37, 931], [N, 18, 18, 1862], [N, 9, 9, 1862]
+                x = ops.max_pool(x, 2, strides=2, padding="VALID", implementation=self.config.implementation)
+        return x
