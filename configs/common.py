@@ -120,6 +120,7 @@ def _optimizer() -> ConfigDict:
     config.weight_decay_mode = "coupled"
     config.weight_decay_paths = "kernel"
     config.clip_norm = placeholder(float)
+    config.workers = 1  # more = as so many asynchronous ones, which takes the memory of a gradient for each
     return config
 
 

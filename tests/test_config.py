@@ -165,6 +165,7 @@ def test_a_recipe_survives_json(name):
             {"optimizer.name": "rmsprop_keras1", "optimizer.momentum": 0.9},
             ["config.optimizer.momentum = 0.9", "'rmsprop_keras1' has no momentum", "None"],
         ),
+        ({"optimizer.workers": 0}, ["config.optimizer.workers", "0", "greater than 0"]),
         ({"optimizer.epsilon": 1.0}, ["config.optimizer.epsilon = 1.0", "'sgd' has no epsilon", "None"]),
         (
             {"optimizer.weight_decay_paths": "(a"},
@@ -272,6 +273,7 @@ def test_what_does_not_decide_the_weights_may_change(changes):
         ("augment.mixup_alpha", 0.2),
         ("optimizer.name", "rmsprop_tf"),
         ("optimizer.momentum", 0.8),
+        ("optimizer.workers", 2),
         ("schedule.base_lr", 0.1),
         ("schedule.decay_every_epochs", 3.0),
         ("polyak.decay", None),

@@ -113,6 +113,96 @@ def test_weight_decay(name, mode):
     check_paths(actual_path(optimizer), expected_path(RULES[name], **{mode: 0.3}))
 
 
+def logistic_gradient(params, batch):
+    """Of sum log(1 + exp(x kernel + bias)): not linear in the parameters."""
+    shares = 1 / (1 + np.exp(-(batch @ params["kernel"] + params["bias"])))
+    return {"kernel": batch.T @ shares, "bias": shares.sum(0)}
+
+
+def distributed_path(rule, batches, *, workers, coupled=0.0, decoupled=0.0, clip_norm=math.inf, **terms):
+    """The server's parameters before each update, in float64: every worker has a copy of its own."""
+    server, slots, path = START, {name: {} for name in START}, [START]
+    copies = [START] * workers
+    for update, batch in enumerate(batches):
+        worker = update % workers
+        g = logistic_gradient(copies[worker], batch)
+        g["kernel"] = g["kernel"] + coupled * copies[worker]["kernel"]
+        scale = min(1.0, clip_norm / math.sqrt(sum((x**2).sum() for x in g.values())))
+        decay = {"kernel": RATES[update] * decoupled * server["kernel"], "bias": 0.0}
+        server = {
+            name: server[name] - rule(scale * g[name], RATES[update], slots[name], **terms) - decay[name]
+            for name in server
+        }
+        copies[worker] = server
+        path.append(server)
+    return path
+
+
+@pytest.mark.parametrize(
+    "name, workers, terms, decay",
+    [
+        ("sgd", 2, {}, {}),
+        ("sgd", 4, {"momentum": 0.5, "nesterov": True}, {"decoupled": 0.3}),
+        ("rmsprop_keras1", 3, {}, {"coupled": 0.3}),
+        ("rmsprop_tf", 2, {}, {"coupled": 0.3, "clip_norm": 0.5}),
+        ("rmsprop_tf", 7, {}, {"decoupled": 0.3}),  # more workers than there are updates
+    ],
+)
+def test_workers_in_turn_are_a_server_and_copies(name, workers, terms, decay):
+    settings = dict(decay)
+    for mode in ("coupled", "decoupled"):
+        if mode in settings:
+            settings |= {"weight_decay": settings.pop(mode), "weight_decay_mode": mode}
+    optimizer = optim.make_optimizer(name, decaying, workers=workers, **terms, **settings)
+    batches = np.random.default_rng(9).normal(size=(len(RATES) + workers - 1, 5, 3))
+
+    def loss(params, batch):
+        return jnp.sum(jax.nn.softplus(batch @ params["kernel"] + params["bias"][None]))
+
+    @jax.jit
+    def step(params, state, batch):
+        updates, state = optimizer.update(jax.grad(loss)(params, batch), state, params)
+        return optax.apply_updates(params, updates), state
+
+    params = jax.tree.map(jnp.float32, START)
+    state, path = optimizer.init(params), [params]
+    for batch in batches:
+        params, state = step(params, state, jnp.float32(batch))
+        path.append(params)
+    for waiting in path[:workers]:  # nothing has been applied yet
+        jax.tree.map(np.testing.assert_array_equal, waiting, path[0])
+    expected = distributed_path(RULES[name], batches[: len(RATES)], workers=workers, **terms, **decay)
+    for a, e in zip(path[workers - 1 :], expected, strict=True):
+        for leaf in START:
+            np.testing.assert_allclose(a[leaf], e[leaf], rtol=1e-5, atol=1e-6)
+
+
+def test_one_worker_is_synchronous():
+    settings = {"momentum": 0.5, "weight_decay": 0.3, "clip_norm": 0.5}
+    plain, single = (
+        optim.make_optimizer("sgd", 0.1, **settings),
+        optim.make_optimizer("sgd", 0.1, **settings, workers=1),
+    )
+    jax.tree.map(np.testing.assert_array_equal, actual_path(single), actual_path(plain))
+    params = jax.tree.map(jnp.float32, START)
+    assert jax.tree.structure(single.init(params)) == jax.tree.structure(plain.init(params))
+
+
+def test_gradients_that_wait_are_written_in_place():
+    """The memory of a step grows by nothing but the state."""
+    params, workers = {"kernel": jnp.zeros((64, 64))}, 20
+    optimizer = optim.make_optimizer("rmsprop_keras1", decaying, workers=workers)
+    state = optimizer.init(params)
+    compiled = jax.jit(optimizer.update, donate_argnums=1).lower(params, state, params).compile().memory_analysis()
+    queue = workers * 64 * 64 * 4
+    assert compiled.alias_size_in_bytes > queue and compiled.temp_size_in_bytes < queue / 4
+
+
+def test_no_workers_are_refused():
+    with pytest.raises(ValueError, match="workers = 0: must be 1 or more"):
+        optim.make_optimizer("sgd", 0.1, workers=0)
+
+
 def test_decoupled_weight_decay_at_a_constant_rate():
     optimizer = optim.make_optimizer("sgd", 0.1, momentum=0.0, weight_decay=0.5, weight_decay_mode="decoupled")
     params = {"kernel": jnp.array([2.0])}

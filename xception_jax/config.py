@@ -90,6 +90,7 @@ class Optimizer(Section):
     weight_decay_mode: Literal["coupled", "decoupled"]
     weight_decay_paths: str
     clip_norm: typing.Annotated[PositiveFloat | None, _unset]
+    workers: PositiveInt
 
 
 class Schedule(Section):

@@ -385,6 +385,11 @@ def plan(experiment: Experiment) -> list[str]:
         f"learning rate: {recipe.schedule.name}, {recipe.schedule.base_lr:g} for {recipe.schedule.reference_batch}"
         f" images by the rule '{recipe.schedule.lr_rule}': " + ", ".join(rates),
     ]
+    if (workers := recipe.optimizer.workers) > 1:
+        lines.append(
+            f"asynchronous: {workers} workers in turn, each gradient of parameters {workers - 1} updates old;"
+            f" {max(0, total - workers + 1):,} updates in all"
+        )
     group, share = (
         recipe.model.get("bn_group_size"),
         recipe.batch_size // recipe.accumulation_steps // len(devices),
@@ -492,9 +497,10 @@ class _Progress:
             seconds, steps = self._elapsed, len(self._checked)
             means = metrics.compute(metrics.total(self._checked))
             recipe, total = self._experiment.recipe, self._experiment.total_steps
+            last_update = max(0, step - recipe.optimizer.workers)  # of asynchronous workers, an earlier step's
             means |= {
                 "epoch": step * recipe.batch_size / len(self._experiment.dataset.train),
-                "learning_rate": float(self._experiment.schedule(step - 1)),
+                "learning_rate": float(self._experiment.schedule(last_update)),
                 "images_per_second": steps * recipe.batch_size / seconds,
                 "data_wait": self._waited / seconds,
             }

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -159,6 +160,7 @@ def make_optimizer(
     weight_decay_mode: str = "coupled",
     weight_decay_paths: str = "kernel",
     clip_norm: float | None = None,
+    workers: int = 1,
 ) -> optax.GradientTransformation:
     """An optimizer with weight decay and gradient clipping.
 
@@ -178,6 +180,8 @@ def make_optimizer(
         "decoupled" (Loshchilov and Hutter 2019): p -= lr wd p beside the update.
       weight_decay_paths: regular expression; decay touches the parameters whose path it finds.
       clip_norm: largest global norm of the gradient.
+      workers: more than 1 trains as so many asynchronous workers do, see `asynchronous`. Coupled weight decay and
+        clipping are then part of the gradient that a worker computes, the rest is the server's.
 
     Raises:
       ValueError: for an unknown name or mode, or a setting the optimizer does not have.
@@ -190,18 +194,79 @@ def make_optimizer(
     except re.error as error:
         raise ValueError(f"weight_decay_paths = {weight_decay_paths!r}: no regular expression, {error}") from None
 
+    if workers < 1:
+        raise ValueError(f"workers = {workers}: must be 1 or more")
+
     def mask(params):
         return path_mask(params, weight_decay_paths)
 
-    chain = [_rule(name, learning_rate, momentum=momentum, nesterov=nesterov, decay=decay, epsilon=epsilon)]
-    if clip_norm is not None:
-        chain.insert(0, optax.clip_by_global_norm(clip_norm))
+    gradient = []
+    rule = [_rule(name, learning_rate, momentum=momentum, nesterov=nesterov, decay=decay, epsilon=epsilon)]
     if weight_decay and weight_decay_mode == "coupled":
-        chain.insert(0, optax.add_decayed_weights(weight_decay, mask))
+        gradient.append(optax.add_decayed_weights(weight_decay, mask))
     elif weight_decay:
         rate = learning_rate if callable(learning_rate) else optax.constant_schedule(learning_rate)
-        chain.append(optax.add_decayed_weights(lambda step: -rate(step) * weight_decay, mask))
-    return optax.chain(*chain)
+        rule.append(optax.add_decayed_weights(lambda step: -rate(step) * weight_decay, mask))
+    if clip_norm is not None:
+        gradient.append(optax.clip_by_global_norm(clip_norm))
+    if workers > 1:
+        rule = [asynchronous(optax.chain(*rule), workers)]
+    return optax.chain(*gradient, *rule)
+
+
+class AsynchronousState(NamedTuple):
+    """State of `asynchronous`.
+
+    Attributes:
+      count: gradients given so far, int32[].
+      queue: the last of them, [workers, ...] of each parameter; gradient t is at t mod workers. All but one wait:
+        with a place more than these need, the newest is written before the oldest is read, and nothing copied.
+      rule: state of the update rule.
+    """
+
+    count: jax.Array
+    queue: PyTree
+    rule: optax.OptState
+
+
+def asynchronous(rule: optax.GradientTransformation, workers: int) -> optax.GradientTransformation:
+    """Asynchronous gradient descent (Chollet 2017, section 4.4) of workers that take turns, one gradient a call.
+
+    Each of W workers computes a gradient on its copy of the parameters and hands it to a server, which updates the
+    parameters by `rule`, then copies these. All begin with the same copy. The server's update u = 0, 1, ... is
+    worker u mod W's, which made its copy after update u - W. So, p(v) being the parameters before update v, the
+    gradient of update u is that on p(max(0, u - K)), with K = W - 1.
+
+    One worker gives the same parameters if it applies each gradient K calls late. Call t = 0, 1, ... comes with
+    gradient t, computed on the parameters as they are, and applies gradient t - K as update t - K; the first K
+    calls apply none and leave the rule's state alone, since even a gradient of zero moves what has momentum or
+    decays. Before call t, max(0, t - K) updates were made: gradient t, which is that of update t, was computed on
+    p(max(0, t - K)).
+
+    It takes the memory of W gradients, in checkpoints too. A run of T calls makes T - K updates; the learning rate
+    of `rule` follows the updates.
+
+    Args:
+      rule: turns a gradient into an update.
+      workers: W, 2 or more.
+    """
+
+    def init(params):
+        queue = jax.tree.map(lambda p: jnp.zeros((workers, *p.shape), p.dtype), params)
+        return AsynchronousState(jnp.zeros((), jnp.int32), queue, rule.init(params))
+
+    def update(gradient, state, params=None):
+        newest, oldest = state.count % workers, (state.count + 1) % workers
+        queue = jax.tree.map(
+            lambda q, g: jax.lax.dynamic_update_index_in_dim(q, g, newest, axis=0), state.queue, gradient
+        )
+        due = jax.tree.map(lambda q: jax.lax.dynamic_index_in_dim(q, oldest, keepdims=False), queue)
+        updates, rule_state = rule.update(due, state.rule, params)
+        nothing = (optax.tree.zeros_like(updates), state.rule)
+        updates, rule_state = optax.tree.where(state.count >= workers - 1, (updates, rule_state), nothing)
+        return updates, AsynchronousState(state.count + 1, queue, rule_state)
+
+    return optax.GradientTransformation(init, update)
 
 
 def _rule(
