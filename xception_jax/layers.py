@@ -71,7 +71,8 @@ class BatchNorm(nnx.Module):
     def _update(self, mean: jax.Array, var: jax.Array) -> None:
         """Moves the running statistics towards the mean over groups; mean and var: float[G, C]."""
         for running, batch in ((self.mean, mean), (self.var, var)):
-            running[...] = self.momentum * running[...] + (1 - self.momentum) * jnp.mean(batch, 0)
+            # Not `running[...] = `: that asks a traced value for its sharding, which searches the whole program.
+            running.set_value(self.momentum * running[...] + (1 - self.momentum) * jnp.mean(batch, 0))
 
 
 class Conv(nnx.Module):
