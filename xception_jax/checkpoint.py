@@ -54,7 +54,7 @@ class Checkpoints:
         Raises:
           OSError: if this or the save before it could not be written.
         """
-        items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
+        items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items() if jax.tree.leaves(tree)}
         args = ocp.args.Composite(meta=ocp.args.JsonSave(meta), **items)
         try:
             saved = self._manager.save(step, args=args, metrics=metrics)
@@ -79,12 +79,13 @@ class Checkpoints:
         """Reads the named trees, and the record, of the checkpoint of `step`.
 
         Args:
-          trees: of jax.ShapeDtypeStruct with shardings: what to read and where to put it.
+          trees: of jax.ShapeDtypeStruct with shardings: what to read and where to put it. One without leaves, such
+            as the batch statistics of a network that has none, is not in the files.
         """
-        items = {name: ocp.args.StandardRestore(tree) for name, tree in trees.items()}
+        items = {name: ocp.args.StandardRestore(tree) for name, tree in trees.items() if jax.tree.leaves(tree)}
         args = ocp.args.Composite(meta=ocp.args.JsonRestore(), **items)
         restored = self._manager.restore(step, args=args)
-        return {name: restored[name] for name in trees}, restored["meta"]
+        return {name: restored[name] if name in items else tree for name, tree in trees.items()}, restored["meta"]
 
     def restore_latest(
         self, trees: dict[str, PyTree], *, warn: Callable[[str], None]

@@ -90,12 +90,13 @@ class Conv(nnx.Module):
         strides: int = 1,
         padding: str | tuple[tuple[int, int], tuple[int, int]] = "SAME",
         use_bias: bool = False,
+        kernel_init: nnx.Initializer = KERNEL_INIT,
         implementation: str | None = None,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
         window = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
-        self.kernel = nnx.Param(KERNEL_INIT(rngs.params(), (*window, features_in, features)))
+        self.kernel = nnx.Param(kernel_init(rngs.params(), (*window, features_in, features)))
         self.bias = nnx.Param(jnp.zeros(features)) if use_bias else None
         self.strides, self.padding, self.implementation, self.dtype = strides, padding, implementation, dtype
 

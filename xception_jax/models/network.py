@@ -75,11 +75,11 @@ class Network(nnx.Module):
     `PREPROCESSING`, keeps its config as `self.config`, and its `__init__` ends with `_add_head`.
     """
 
-    def _add_head(self, width: int, *, rngs: nnx.Rngs) -> None:
+    def _add_head(self, width: int, *, kernel_init: nnx.Initializer = KERNEL_INIT, rngs: nnx.Rngs) -> None:
         """Fully connected layers, dropout and classifier on `width` features."""
         config = self.config
         dtype = jnp.dtype(config.dtype)
-        linear = functools.partial(nnx.Linear, kernel_init=KERNEL_INIT, rngs=rngs)
+        linear = functools.partial(nnx.Linear, kernel_init=kernel_init, rngs=rngs)
         self.fc = nnx.List()
         for features in config.fc_layers:
             self.fc.append(linear(width, features, dtype=dtype))

@@ -23,6 +23,10 @@ from xception_jax.layers import Conv, SeparableConvBN
 from xception_jax.models import network
 from xception_jax.models.preprocessing import Preprocessing
 
+# He et al. 2015: each ReLU halves the variance of the signal, and no normalization restores it; from Keras's
+# initialization this network hardly begins to learn.
+KERNEL_INIT = nnx.initializers.he_normal()
+
 
 def _stages_rule(stages: tuple[tuple[int, ...], ...]) -> tuple[str, bool, str]:
     """What `network.check` needs to know of `stages`."""
@@ -74,6 +78,7 @@ class VGG(network.Network):
         conv = functools.partial(
             Conv,
             use_bias=True,
+            kernel_init=KERNEL_INIT,
             implementation=config.implementation,
             dtype=jnp.dtype(config.dtype),
             rngs=rngs,
@@ -85,7 +90,7 @@ class VGG(network.Network):
             self.stages.append(nnx.List([conv(i, o, 3) for i, o in zip(inputs, widths, strict=True)]))
             width = widths[-1]
         side = config.image_size >> len(config.stages)
-        self._add_head(side * side * width, rngs=rngs)
+        self._add_head(side * side * width, kernel_init=KERNEL_INIT, rngs=rngs)
 
     def features(self, x: jax.Array, *, train: bool = False) -> jax.Array:
         """Normalized images float[N, image_size, image_size, in_channels] -> float[N, h, w, C] before the head.
