@@ -5,13 +5,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint check notebooks constraints clean
+.PHONY: demo test slow lint check notebooks constraints clean
 
 demo: $(INSTALLED)  ## train a small Xception on real handwritten digits, in minutes
 	$(BIN)/python train.py --config configs/digits.py --workdir runs/digits
 
 test: $(INSTALLED)  ## the whole suite
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+slow: $(INSTALLED)  ## what takes minutes a test
+	$(BIN)/python -m pytest -m slow
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -8,8 +8,8 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 
-def default() -> ConfigDict:
-    """The paper's Xception; a recipe adds data, optimizer, schedule and length."""
+def default(model: str = "xception") -> ConfigDict:
+    """A model as its paper has it; a recipe adds data, optimizer, schedule and length."""
     config = ConfigDict()
     config.seed = 0
     config.batch_size = 32  # images in a gradient step, all devices together
@@ -20,12 +20,13 @@ def default() -> ConfigDict:
     config.total_samples = placeholder(int)
     config.label_smoothing = 0.0
     config.weighted_loss = True  # by the data's weights of classes, if it has any; False = only MAP@100 is
-    config.model = _model()
+    config.model = MODELS[model](model)
     config.data = _data()
     config.augment = _augment()
     config.optimizer = _optimizer()
     config.schedule = _schedule()
     config.polyak = _polyak()
+    config.mesh = _mesh()
 
     config.log_every_steps = 100
     config.evaluate_every_epochs = placeholder(float)  # neither = at the end only
@@ -36,14 +37,31 @@ def default() -> ConfigDict:
     return config
 
 
-def _model() -> ConfigDict:
-    """Fields of `xception_jax.models.xception.Config`."""
+def _network(name: str, *, dropout: float, fc_layers: tuple[int, ...] = ()) -> ConfigDict:
+    """What every model has."""
     config = ConfigDict()
-    config.name = "xception"
+    config.name = name
     config.num_classes = placeholder(int)  # None = what the data has
     config.in_channels = placeholder(int)
-    config.dropout = 0.5
-    config.fc_layers = ()
+    config.dropout = dropout
+    config.fc_layers = fc_layers
+    config.implementation = placeholder(str)  # "xla" or "shift"; None = the fastest measured for the platform
+    config.dtype = "float32"
+    return config
+
+
+def _normalized(name: str, *, dropout: float, epsilon: float = 1e-3) -> ConfigDict:
+    """What every model with batch normalization has."""
+    config = _network(name, dropout=dropout)
+    config.bn_epsilon = epsilon
+    config.bn_momentum = 0.99
+    config.bn_group_size = placeholder(int)
+    return config
+
+
+def _xception(name: str) -> ConfigDict:
+    """Fields of `xception_jax.models.xception.Config`."""
+    config = _normalized(name, dropout=0.5)
     config.residual = True
     config.intermediate_activation = placeholder(str)
     config.segments = placeholder(int)
@@ -53,14 +71,57 @@ def _model() -> ConfigDict:
     config.entry_widths = (128, 256, 728)
     config.middle_blocks = 8
     config.exit_widths = (1024, 1536, 2048)
-    config.bn_epsilon = 1e-3
-    config.bn_momentum = 0.99
-    config.bn_group_size = placeholder(int)
-    config.implementation = placeholder(str)  # "xla" or "shift"; None = the fastest measured for the platform
     config.remat = False
     config.scan_middle = False
-    config.dtype = "float32"
     return config
+
+
+def _inception_v3(name: str) -> ConfigDict:
+    """Fields of `xception_jax.models.inception_v3.Config`."""
+    config = _normalized(name, dropout=0.5)
+    config.reading = "canonical"
+    config.width = 1.0
+    config.modules = (3, 4, 2)
+    config.stem_strides = (2, 2, 2)
+    config.padding = "VALID"
+    return config
+
+
+def _resnet(name: str) -> ConfigDict:
+    """Fields of `xception_jax.models.resnet.Config`."""
+    config = _normalized(name, dropout=0.0, epsilon=1.001e-5)
+    config.blocks = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3), "resnet152": (3, 8, 36, 3)}[name]
+    config.widths = (64, 128, 256, 512)
+    config.stem_width = 64
+    config.stem_strides = (2, 2)
+    config.use_bias = True
+    return config
+
+
+def _vgg16(name: str) -> ConfigDict:
+    """Fields of `xception_jax.models.vgg.Config`."""
+    config = _network(name, dropout=0.5, fc_layers=(4096, 4096))
+    config.image_size = 224
+    config.stages = ((64,) * 2, (128,) * 2, (256,) * 3, (512,) * 3, (512,) * 3)
+    return config
+
+
+def _vgg16_separable(name: str) -> ConfigDict:
+    """Fields of `xception_jax.models.vgg.SeparableConfig`."""
+    config = _normalized(name, dropout=0.5)
+    config.stages = ((233,) * 2, (465,) * 2, (931,) * 3, (1862,) * 3, (1862,) * 3)
+    return config
+
+
+MODELS = {
+    "xception": _xception,
+    "inception_v3": _inception_v3,
+    "resnet50": _resnet,
+    "resnet101": _resnet,
+    "resnet152": _resnet,
+    "vgg16": _vgg16,
+    "vgg16_separable": _vgg16_separable,
+}
 
 
 def _data() -> ConfigDict:
@@ -153,11 +214,29 @@ def _polyak() -> ConfigDict:
     return config
 
 
+def _mesh() -> ConfigDict:
+    """How the devices share the work."""
+    config = ConfigDict()
+    config.model = 1  # devices that split the classes of the last layer, where these are too many for each one
+    return config
+
+
 def variant(config: ConfigDict, name: str) -> ConfigDict:
     """The recipe itself for "", as in configs/NAME.py, or its `smoke` test, as in configs/NAME.py:smoke."""
     if name not in ("", "smoke"):
         raise ValueError(f"variant {name!r}: write configs/NAME.py or configs/NAME.py:smoke")
     return smoke(config) if name else config
+
+
+SMALL = {  # by model: the settings of a network that is trained in seconds
+    "xception": {"entry_widths": (32, 64), "middle_blocks": 1, "exit_widths": (64, 96, 128)},
+    "inception_v3": {"width": 0.1, "modules": (1, 1, 1), "padding": "SAME"},
+    "resnet50": {"blocks": (1, 1, 1, 1), "widths": (4, 8, 16, 32), "stem_width": 8},
+    "resnet101": {"blocks": (1, 1, 1, 1), "widths": (4, 8, 16, 32), "stem_width": 8},
+    "resnet152": {"blocks": (1, 1, 1, 1), "widths": (4, 8, 16, 32), "stem_width": 8},
+    "vgg16": {"image_size": 32, "stages": ((8,), (16,), (32,))},
+    "vgg16_separable": {"stages": ((8,), (16,), (32,))},
+}
 
 
 def smoke(config: ConfigDict) -> ConfigDict:
@@ -167,10 +246,10 @@ def smoke(config: ConfigDict) -> ConfigDict:
     config.eval_batch_size = 90
     config.total_epochs = config.total_samples = None
     config.total_steps = 4
-    config.model.entry_widths = (32, 64)
-    config.model.middle_blocks = 1
-    config.model.exit_widths = (64, 96, 128)
-    config.model.bn_group_size = None
+    config.model.update(SMALL[config.model.name])
+    config.model.fc_layers = (32,) * len(config.model.fc_layers)
+    if "bn_group_size" in config.model:
+        config.model.bn_group_size = None
     config.data.image_size = min(config.data.image_size, 32)
     config.log_every_steps = 1
     config.evaluate_every_epochs = config.checkpoint_every_epochs = None

@@ -1,6 +1,9 @@
 """The strictest settings for every test: 8 devices on CPU, no silent promotion of ranks or types."""
 
 import os
+import pathlib
+import subprocess
+import sys
 
 # The tests compile far more than they compute: the lowest optimization level halves their time.
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
@@ -26,3 +29,14 @@ def failure(benchmark, capsys):
         return capsys.readouterr().err.splitlines()[-1]
 
     return run
+
+
+@pytest.fixture(scope="session")
+def reproduced(tmp_path_factory):
+    """A folder with runs/ and results/ of figure 9 at the smallest scale."""
+    folder = tmp_path_factory.mktemp("reproduced")
+    command = [sys.executable, "-m", "xception_jax", "reproduce", "fig9", "--scale=smoke"]
+    command += [f"--workdir={folder / 'runs'}", f"--out={folder / 'results'}"]
+    root = pathlib.Path(__file__).parent.parent
+    subprocess.run(command, cwd=root, env=os.environ | {"XLA_FLAGS": ""}, check=True)
+    return folder

@@ -1,5 +1,6 @@
 """The notebooks: both forms hold the same cells, and they run from top to bottom."""
 
+import json
 import os
 import pathlib
 import re
@@ -58,3 +59,40 @@ def test_train_and_evaluate_runs(tmp_path):
     assert top1 > 50  # of the averaged weights; 73 to 87 with seeds 0 to 4
     assert percents(printed, r"\d+ of 360 right: top-1") == [[top1]]
     assert (workdir / "training_profile.png").stat().st_size > 0
+
+
+def pictures(outputs):
+    return [output for output in outputs if "image/png" in output.get("data", {})]
+
+
+def printed(outputs):
+    return "".join(output.text for output in outputs if output.output_type == "stream")
+
+
+@pytest.mark.xdist_group("reproduced")
+def test_paper_figures_runs(reproduced):
+    run = reproduced / "runs/smoke/xception/seed0"
+    outputs = execute(
+        FOLDER / "paper_figures.ipynb",
+        XCEPTION_RESULTS=str(reproduced / "results/smoke"),
+        XCEPTION_WORKDIRS=f"mine={run}",
+    )
+    assert len(pictures(outputs)) == 2  # figure 9, and the run that was named
+    assert "smoke: fig9" in printed(outputs) and "fig10: no results here" in printed(outputs)
+
+
+@pytest.mark.xdist_group("reproduced")
+def test_paper_figures_draws_what_comes_with_the_repository():
+    assert len(pictures(execute(FOLDER / "paper_figures.ipynb"))) == 6  # figures 6 to 10, the spectrum
+
+
+@pytest.mark.xdist_group("reproduced")
+def test_compare_runs_runs(reproduced):
+    runs = reproduced / "runs/smoke"
+    folders = {"XCEPTION_A": "xception", "XCEPTION_B": "xception_without_residuals"}
+    outputs = execute(FOLDER / "compare_runs.ipynb", **{key: str(runs / name) for key, name in folders.items()})
+    assert len(pictures(outputs)) == 3  # profiles, classes, disagreements
+    text = printed(outputs)
+    measured = [json.loads(line) for line in (runs / "xception/seed0/metrics.jsonl").read_text().splitlines()]
+    top1 = [row["top1"] for row in measured if row["kind"] == "averaged"][-1]
+    assert f"xception: {top1:.2%} right" in text and "(1 seeds)" in text

@@ -5,7 +5,7 @@ import sys
 
 from absl import logging
 
-from xception_jax.commands import benchmark, evaluate, prepare, preview, summary
+from xception_jax.commands import benchmark, evaluate, prepare, preview, reproduce, summary
 from xception_jax.errors import TrainingError, UserError
 
 COMMANDS = {
@@ -14,6 +14,7 @@ COMMANDS = {
     "preview": preview,
     "summary": summary,
     "benchmark": benchmark,
+    "reproduce": reproduce,
 }
 
 

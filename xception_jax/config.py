@@ -120,6 +120,12 @@ class Polyak(Section):
     warmup: bool
 
 
+class Mesh(Section):
+    """How the devices share the work: so many neighbors along "model" split the classes of the last layer."""
+
+    model: PositiveInt
+
+
 class Recipe(Section):
     """All that decides a run. `model` holds the model's name and the fields of its `Config`."""
 
@@ -138,6 +144,7 @@ class Recipe(Section):
     optimizer: Optimizer
     schedule: Schedule
     polyak: Polyak
+    mesh: Mesh
     log_every_steps: PositiveInt
     evaluate_every_epochs: Duration
     evaluate_every_steps: WholeDuration
@@ -188,7 +195,8 @@ FREE_KEYS = (
     "checkpoint_every_epochs",
     "checkpoint_every_steps",
     "checkpoints_to_keep",
-    "model.implementation",  # these three: but for rounding
+    "mesh.model",  # these four: but for rounding
+    "model.implementation",
     "model.remat",
     "model.scan_middle",
 )

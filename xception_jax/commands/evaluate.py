@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import math
 import pathlib
 
 import jax
@@ -28,6 +29,8 @@ def run(arguments: argparse.Namespace) -> None:
     loop.use_compilation_cache()
     recipe = workdir.read_recipe(arguments.workdir)
     values = recipe.model_dump()
+    # The devices here may be fewer than those of the training.
+    values["mesh"]["model"] = math.gcd(recipe.mesh.model, jax.local_device_count())
     if arguments.batch_size is not None:
         values["eval_batch_size"] = arguments.batch_size
     if arguments.data_root is not None:
@@ -36,9 +39,10 @@ def run(arguments: argparse.Namespace) -> None:
         values["data"]["eval_exclude"] = arguments.exclude
     plan = experiment.build(config.parse(values), training=False)
     graphdef, params, batch_stats = state.split(plan.abstract_model())
+    sharding = plan.state_sharding({"params": params, "batch_stats": batch_stats})
     sets = ["raw"] if recipe.polyak.decay is None else ["raw", "averaged"]
     number, weights, meta = trained.restore_weights(
-        arguments.workdir, arguments.checkpoint, params, batch_stats, sets, plan.replicated
+        arguments.workdir, arguments.checkpoint, params, batch_stats, sets, sharding
     )
     loop.check_classes(plan, meta)
     plan = dataclasses.replace(plan, preprocessing=Preprocessing(**meta["preprocessing"]))

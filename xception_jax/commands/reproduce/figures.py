@@ -1,0 +1,116 @@
+"""Pictures of rows: training profiles as in the paper's figures 6-10, accuracies, the spectrum, speed."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from xception_jax.commands.reproduce import rows as rows_lib
+from xception_jax.commands.reproduce.rows import Row
+
+AXES = {
+    "top1": "validation accuracy, top-1 in %",
+    "top5": "validation accuracy, top-5 in %",
+    "map100": "MAP@100 in %",
+}
+COLORS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown")
+
+
+def profiles(rows: Sequence[Row], labels: Mapping[str, str], measure: str) -> Figure:
+    """The measure against gradient steps, as figures 6-10: the mean over seeds, and each seed as a thin line.
+
+    Args:
+      rows: from `rows.read` or `rows.of_workdir`.
+      labels: run -> its name in the legend, in this order.
+      measure: "top1", "top5" or "map100".
+    """
+    figure, axes = _new(measure)
+    for color, (run, label) in zip(COLORS, labels.items(), strict=False):
+        curves = list(rows_lib.averaged(rows, run).values())
+        if not curves:
+            continue
+        for points in curves:
+            axes.plot(*_points(points, measure), color=color, alpha=0.3, linewidth=0.8)
+        same = [point["step"] for point in min(curves, key=len)]
+        mean = [100 * statistics.fmean(curve[i][measure] for curve in curves) for i in range(len(same))]
+        axes.plot(same, mean, color=color, linewidth=2, label=f"{label}, {_count(len(curves), 'seed')}")
+    axes.set_xlabel("gradient descent steps")
+    axes.legend(loc="lower right")
+    return figure
+
+
+def accuracies(rows: Sequence[Row], labels: Mapping[str, str], measure: str) -> Figure:
+    """The measure at the end of training, a line of points for each run: its seeds, and their mean as a bar."""
+    figure, axes = _new(None)
+    for place, run in enumerate(reversed(labels)):
+        values = [100 * value for value in rows_lib.final(rows, run, measure).values()]
+        if values:
+            axes.plot(values, [place] * len(values), "o", color="tab:blue", alpha=0.6)
+            axes.plot([statistics.fmean(values)] * 2, [place - 0.25, place + 0.25], color="black")
+    axes.set_yticks(range(len(labels)), list(reversed(labels.values())))
+    axes.set_ylim(-0.5, len(labels) - 0.5)
+    axes.set_xlabel(AXES[measure])
+    return figure
+
+
+def spectrum(rows: Sequence[Row], labels: Mapping[str, str], measure: str) -> Figure:
+    """The measure against the number of segments, from a regular to a separable convolution."""
+    figure, axes = _new(measure)
+    order = sorted(labels, key=_segments)
+    for measured, marker, what in (
+        (rows_lib.final, "o-", "at the end"),
+        (rows_lib.over_training, "s--", "mean over training"),
+    ):
+        found = [(place, measured(rows, run, measure)) for place, run in enumerate(order)]
+        found = [(place, 100 * np.array(list(values.values()))) for place, values in found if values]
+        color = COLORS[marker == "s--"]
+        places = [place for place, _ in found]
+        axes.plot(places, [values.mean() for _, values in found], marker, color=color, label=what)
+        for place, values in found:
+            axes.plot([place] * len(values), values, ".", color=color, alpha=0.4)
+    axes.set_xticks(
+        range(len(order)), ["1 a channel" if np.isinf(s := _segments(run)) else str(int(s)) for run in order]
+    )
+    axes.set_xlabel("segments of the spatial convolutions, at equal parameters")
+    axes.legend()
+    return figure
+
+
+FIGURES = {"table": accuracies, "profile": profiles, "spectrum": spectrum}  # by the kind of target
+
+
+def steps_per_second(rows: Sequence[Row], labels: Mapping[str, str]) -> Figure:
+    """Steps a second of every round, one line for each network."""
+    figure, axes = _new(None)
+    for color, (run, label) in zip(COLORS, labels.items(), strict=False):
+        rates = [1 / row["seconds"] for row in rows if row["run"] == run]
+        axes.plot(range(1, len(rates) + 1), rates, "o-", color=color, label=label)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("round")
+    axes.set_ylabel("training steps / second")
+    axes.legend()
+    return figure
+
+
+def _new(measure: str | None) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    axes.grid(alpha=0.3)
+    if measure is not None:
+        axes.set_ylabel(AXES[measure])
+    return figure, axes
+
+
+def _points(points: Sequence[Row], measure: str) -> tuple[list[int], list[float]]:
+    return [point["step"] for point in points], [100 * point[measure] for point in points]
+
+
+def _segments(run: str) -> float:
+    """Of a run called segments_N; any other has one a channel."""
+    return float(run.removeprefix("segments_")) if run.startswith("segments_") else float("inf")
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" + "s" * (number > 1)

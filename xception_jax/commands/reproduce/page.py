@@ -1,0 +1,134 @@
+"""The page of a table or figure: the paper's numbers beside ours, differences, and what they can show."""
+
+from collections.abc import Sequence
+
+from xception_jax.commands.reproduce import rows as rows_lib
+from xception_jax.commands.reproduce import statistics
+from xception_jax.commands.reproduce.rows import Row
+from xception_jax.commands.reproduce.statistics import Difference
+from xception_jax.commands.reproduce.targets import SCALES, Network, Target
+
+NAMES = {"top1": "top-1", "top5": "top-5", "map100": "MAP@100"}
+
+
+def write(target: Target, rows: Sequence[Row], *, scale: str, command: str, device: str, plot: str) -> str:
+    """The page in Markdown.
+
+    Args:
+      rows: of the runs.
+      command: that made it.
+      device: where.
+      plot: file name of the picture.
+    """
+    seeds = sorted({row["seed"] for row in rows})
+    lines = [
+        f"# {target.title}",
+        "",
+        f"    {command}",
+        "",
+        f"Scale `{scale}`: {SCALES[scale]}. Seeds: {', '.join(map(str, seeds))}. Evaluated are the averaged"
+        f" weights, on one crop of every held-out image. On {device}.",
+        "",
+        *_table(target, rows),
+        "",
+        *_comparisons(target, rows),
+        "",
+        f"![{target.title}]({plot})",
+        "",
+        f"**Verdict.** {verdict(target, rows, scale)}",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _table(target: Target, rows: Sequence[Row]) -> list[str]:
+    columns = [f"{NAMES[name]} {side}" for name in target.measures for side in ("paper", "here", "difference")]
+    header = ["network", "parameters", "seeds", *(f"{column} in %" for column in columns)]
+    lines = ["| " + " | ".join(header) + " |", "| --- " + "| ---: " * (len(header) - 1) + "|"]
+    for network in target.networks:
+        cells = _cells(network, target.measures, rows)
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def _cells(network: Network, measures: Sequence[str], rows: Sequence[Row]) -> list[str]:
+    found = [row for row in rows if row["run"] == network.run]
+    if not found:
+        return [network.label, "", "0", *("", "failed", "") * len(measures)]
+    cells = [network.label, f"{found[0]['parameters']:,}", str(len({row["seed"] for row in found}))]
+    for measure in measures:
+        values = list(rows_lib.final(rows, network.run, measure).values())
+        mean, deviation = statistics.mean_and_deviation(values)
+        paper = network.paper.get(measure)
+        cells += [
+            "" if paper is None else f"{100 * paper:.{1 if measure != 'map100' else 2}f}",
+            f"{100 * mean:.2f}" + ("" if deviation is None else f" ± {100 * deviation:.2f}"),
+            "" if paper is None else f"{100 * (mean - paper):+.2f}",
+        ]
+    return cells
+
+
+def differences(target: Target, rows: Sequence[Row]) -> dict[tuple[str, str], tuple[Difference, Difference]]:
+    """(at the end, over training) of the first measure, for each pair of runs that have seeds in common."""
+    found = {}
+    for pair in target.pairs:
+        both = []
+        for measured in (rows_lib.final, rows_lib.over_training):
+            ours, theirs = (measured(rows, run, target.measures[0]) for run in pair)
+            seeds = sorted(ours.keys() & theirs.keys())
+            if seeds:
+                both.append(statistics.paired_difference([ours[s] for s in seeds], [theirs[s] for s in seeds]))
+        if both:
+            found[pair] = tuple(both)
+    return found
+
+
+def _comparisons(target: Target, rows: Sequence[Row]) -> list[str]:
+    labels = {network.run: network.label for network in target.networks}
+    papers = {network.run: network.paper.get(target.measures[0]) for network in target.networks}
+    name = NAMES[target.measures[0]]
+    lines = [
+        f"Differences in {name}, in points, paired over seeds, with the interval of 95 %; over training = of the"
+        " mean of all evaluations, which is higher for the network that converges faster.",
+        "",
+        "| | paper | here, at the end | here, over training |",
+        "| --- | ---: | ---: | ---: |",
+    ]
+    for (better, worse), (end, training) in differences(target, rows).items():
+        paper = "" if None in (papers[better], papers[worse]) else f"{100 * (papers[better] - papers[worse]):+.2f}"
+        lines.append(
+            f"| {labels[better]} - {labels[worse]} | {paper} | {_interval(end)} | {_interval(training)} |"
+        )
+    return lines
+
+
+def _interval(difference: Difference) -> str:
+    text = f"{100 * difference.mean:+.2f}"
+    if difference.low is None:
+        return f"{text} (one seed)"
+    return f"{text} ({100 * difference.low:+.2f} to {100 * difference.high:+.2f})"
+
+
+def verdict(target: Target, rows: Sequence[Row], scale: str) -> str:
+    """What these runs say of the paper's claim, in words that follow from the intervals."""
+    if scale == "smoke":
+        return "A smoke test: the numbers mean nothing."
+    labels = {network.run: network.label for network in target.networks}
+    said = [
+        f"{labels[better]} against {labels[worse]}: at the end {_judge(end, target)}, over training"
+        f" {_judge(training, target)}."
+        for (better, worse), (end, training) in differences(target, rows).items()
+    ]
+    claim = "An open question of the paper." if target.claim is None else f"The paper: {target.claim}"
+    return " ".join([claim, *said])
+
+
+def _judge(difference: Difference, target: Target) -> str:
+    if difference.low is None:
+        return "undecided (one seed)"
+    if difference.sign == 0:
+        return "no difference that these seeds can tell"
+    better = "better" if difference.sign > 0 else "worse"
+    if target.claim is None:
+        return better
+    return f"{better} ({'as' if difference.sign > 0 else 'contrary to what'} the paper says)"

@@ -1,0 +1,98 @@
+"""What the runs measured, as rows of a CSV file: the source of every page, plot and notebook."""
+
+import csv
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from flax import nnx
+
+from xception_jax import models, writers
+from xception_jax.commands.reproduce.training import Job
+from xception_jax.workdir import read_recipe
+
+MEASURES = ("loss", "top1", "top5", "map100", "exact")
+COLUMNS = ("run", "label", "seed", "parameters", "weights", "step", "samples", *MEASURES)
+Row = dict[str, Any]
+
+
+def of_workdir(workdir: pathlib.Path, *, run: str, label: str) -> list[Row]:
+    """A row for each evaluation of a run and each set of weights.
+
+    Args:
+      workdir: of any run.
+      run, label: names of it.
+    """
+    recipe = read_recipe(workdir)
+    model = nnx.eval_shape(lambda: models.create_model(recipe.model_name, **recipe.model_settings))
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+    return [
+        {
+            "run": run,
+            "label": label,
+            "seed": recipe.seed,
+            "parameters": parameters,
+            "weights": row["kind"],
+            "step": row["step"],
+            "samples": row["step"] * recipe.batch_size,
+            **{name: row.get(name) for name in MEASURES},
+        }
+        for row in writers.read_jsonl(workdir / "metrics.jsonl")
+        if row["kind"] != "train"
+    ]
+
+
+def of_jobs(jobs: Sequence[Job], labels: dict[str, str]) -> list[Row]:
+    """The rows of the runs that `labels` names, in its order."""
+    return [
+        row
+        for run, label in labels.items()
+        for job in jobs
+        if job.run == run
+        for row in of_workdir(job.workdir, run=run, label=label)
+    ]
+
+
+def write(path: pathlib.Path, rows: Sequence[Row], columns: Sequence[str] = COLUMNS) -> None:
+    """Writes a CSV file; empty cells are None."""
+    with path.open("w", newline="") as file:
+        table = csv.DictWriter(file, columns, lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows)
+
+
+def read(path: pathlib.Path) -> list[Row]:
+    """Reads it again, numbers as numbers."""
+    with path.open(newline="") as file:
+        return [{key: _parse(value) for key, value in row.items()} for row in csv.DictReader(file)]
+
+
+def _parse(text: str) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text or None
+
+
+def averaged(rows: Sequence[Row], run: str) -> dict[int, list[Row]]:
+    """The evaluations of a run's averaged weights, by seed, in the order of the steps."""
+    found: dict[int, list[Row]] = {}
+    for row in sorted(rows, key=lambda row: (row["seed"], row["step"])):
+        if row["run"] == run and row["weights"] == "averaged":
+            found.setdefault(row["seed"], []).append(row)
+    return found
+
+
+def final(rows: Sequence[Row], run: str, measure: str) -> dict[int, float]:
+    """The measure at the end of training, by seed."""
+    return {seed: points[-1][measure] for seed, points in averaged(rows, run).items()}
+
+
+def over_training(rows: Sequence[Row], run: str, measure: str) -> dict[int, float]:
+    """The mean of the measure over all evaluations, by seed: the higher, the faster the run converges."""
+    return {
+        seed: sum(point[measure] for point in points) / len(points) for seed, points in averaged(rows, run).items()
+    }

@@ -1,0 +1,46 @@
+"""Means over seeds, and paired differences between two networks."""
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Sequence
+
+from scipy import stats
+
+CONFIDENCE = 0.95
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """A mean of paired differences with its interval of confidence, whose ends are None for a single pair."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    pairs: int
+
+    @property
+    def sign(self) -> int:
+        """1 or -1 where the interval leaves 0 out, else 0."""
+        if self.low is None or self.low <= 0 <= self.high:
+            return 0
+        return 1 if self.mean > 0 else -1
+
+
+def paired_difference(ours: Sequence[float], theirs: Sequence[float]) -> Difference:
+    """The mean of ours - theirs over seeds that are the same in both, with Student's interval of 95 %.
+
+    >>> paired_difference([3.0, 4.0, 5.0], [1.0, 3.0, 2.0])  # doctest: +ELLIPSIS
+    Difference(mean=2.0, low=-0.48413..., high=4.48413..., pairs=3)
+    """
+    differences = [a - b for a, b in zip(ours, theirs, strict=True)]
+    mean, n = statistics.fmean(differences), len(differences)
+    if n < 2:
+        return Difference(mean, None, None, n)
+    half = stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * statistics.stdev(differences) / math.sqrt(n)
+    return Difference(mean, mean - float(half), mean + float(half), n)
+
+
+def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
+    """The mean, and the standard deviation of the sample (n - 1); None for a single value."""
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None

@@ -1,0 +1,147 @@
+"""The paper's tables and figures: which runs each needs, what the paper reports, and what it concludes."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A line of a table, a curve of a figure.
+
+    Attributes:
+      run: of configs/reproduction.py.
+      label: as the paper calls it.
+      paper: measure -> the paper's number.
+    """
+
+    run: str
+    label: str
+    paper: dict[str, float] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """A table or figure.
+
+    Attributes:
+      title: with its place in the paper.
+      measures: columns; the first decides the comparisons.
+      networks: the first is compared with each other one.
+      claim: what the paper concludes, by which the first of each pair is the better one; None: an open question.
+      kind: "table", "profile" (the first measure against gradient steps), "spectrum" (against the number of
+        segments) or "speed".
+      comparisons: pairs of runs, (better, worse) by the claim; None = the first network with each other.
+    """
+
+    title: str
+    measures: tuple[str, ...]
+    networks: tuple[Network, ...]
+    claim: str | None
+    kind: str
+    comparisons: tuple[tuple[str, str], ...] | None = None
+
+    @property
+    def pairs(self) -> tuple[tuple[str, str], ...]:
+        """The comparisons, as pairs of runs."""
+        first, *others = (network.run for network in self.networks)
+        return self.comparisons or tuple((first, other) for other in others)
+
+
+IMAGENET, JFT = ("top1", "top5"), ("map100",)
+XCEPTION = Network("xception", "Xception", {"top1": 0.790, "top5": 0.945})
+INCEPTION = Network("inception_v3", "Inception V3", {"top1": 0.782, "top5": 0.941})
+JFT_XCEPTION = Network("jft_xception", "Xception - no FC layers", {"map100": 0.0670})
+JFT_INCEPTION = Network("jft_inception_v3", "Inception V3 - no FC layers", {"map100": 0.0636})
+JFT_XCEPTION_FC = Network("jft_xception_fc", "Xception with FC layers", {"map100": 0.0678})
+JFT_INCEPTION_FC = Network("jft_inception_v3_fc", "Inception V3 with FC layers", {"map100": 0.0650})
+
+TARGETS = {
+    "table1": Target(
+        "Table 1: classification performance on ImageNet, single crop, single model",
+        IMAGENET,
+        (
+            XCEPTION,
+            INCEPTION,
+            Network("resnet152", "ResNet-152", {"top1": 0.770, "top5": 0.933}),
+            Network("vgg16", "VGG-16", {"top1": 0.715, "top5": 0.901}),
+        ),
+        "Xception is marginally better than Inception V3 and better than ResNet-152 and VGG-16 (section 4.5.1).",
+        "table",
+    ),
+    "table2": Target(
+        "Table 2: classification performance on JFT, MAP@100 of FastEval14k",
+        JFT,
+        (JFT_XCEPTION, JFT_INCEPTION, JFT_XCEPTION_FC, JFT_INCEPTION_FC),
+        "Xception is better than Inception V3 by 4.3 % with fully connected layers and by 5.3 % without"
+        " (section 4.5.1).",
+        "table",
+        (("jft_xception", "jft_inception_v3"), ("jft_xception_fc", "jft_inception_v3_fc")),
+    ),
+    "table3": Target(
+        "Table 3: size and training speed",
+        (),
+        (INCEPTION, XCEPTION),
+        "The sizes differ by less than 3.5 %, and Xception is marginally slower (section 4.5.2).",
+        "speed",
+    ),
+    "fig6": Target(
+        "Figure 6: training profile on ImageNet",
+        IMAGENET,
+        (XCEPTION, INCEPTION),
+        "Xception is better at the end (section 4.5.1).",
+        "profile",
+    ),
+    "fig7": Target(
+        "Figure 7: training profile on JFT, without fully connected layers",
+        JFT,
+        (JFT_XCEPTION, JFT_INCEPTION),
+        "Xception is better (section 4.5.1).",
+        "profile",
+    ),
+    "fig8": Target(
+        "Figure 8: training profile on JFT, with fully connected layers",
+        JFT,
+        (JFT_XCEPTION_FC, JFT_INCEPTION_FC),
+        "Xception is better (section 4.5.1).",
+        "profile",
+    ),
+    "fig9": Target(
+        "Figure 9: training profile with and without residual connections",
+        IMAGENET,
+        (XCEPTION, Network("xception_without_residuals", "Xception without residual connections")),
+        "Residual connections are essential, for the speed of convergence and at the end (section 4.6).",
+        "profile",
+    ),
+    "fig10": Target(
+        "Figure 10: training profile with activations between depthwise and pointwise convolution",
+        IMAGENET,
+        (
+            Network("xception", "no intermediate activation"),
+            Network("xception_relu", "ReLU"),
+            Network("xception_elu", "ELU"),
+        ),
+        "No activation converges faster and ends better (section 4.7).",
+        "profile",
+    ),
+    "spectrum": Target(
+        "The spectrum between regular and separable convolutions at equal parameters (sections 1.2 and 5)",
+        IMAGENET,
+        (
+            Network("xception", "one segment a channel"),
+            *(
+                Network(f"segments_{number}", f"{number} segment" + "s" * (number > 1))
+                for number in (16, 8, 4, 2, 1)
+            ),
+        ),
+        None,
+        "spectrum",
+    ),
+}
+
+SCALES = {
+    "full": "the paper's networks and recipes on ImageNet, and on Open Images in the place of JFT",
+    "small": "thin networks of the paper's depth on 8 x 8 pixel digits (1,437 to train on, 360 held out), and on"
+    " canvases of several digits in the place of JFT. It can show an effect that is strong on any task; it"
+    " says nothing of natural images, of many classes, or of networks a hundred times as large",
+    "smoke": "4 steps of shallow networks: that everything runs, and nothing else",
+}
+SEEDS = {"full": 1, "small": 3, "smoke": 1}
