@@ -48,7 +48,7 @@ def schema_names(schema=Recipe, prefix=""):
     """Dotted names of all settings a recipe of the paper's model has."""
     names = set()
     for key, field in schema.model_fields.items():
-        if key == "model":
+        if prefix + key == "model":
             names |= {"model.name", *(f"model.{f.name}" for f in dataclasses.fields(Config))}
         elif hasattr(field.annotation, "model_fields"):
             names |= schema_names(field.annotation, f"{prefix}{key}.")
@@ -165,6 +165,7 @@ def test_a_recipe_survives_json(name):
             {"optimizer.name": "rmsprop_keras1", "optimizer.momentum": 0.9},
             ["config.optimizer.momentum = 0.9", "'rmsprop_keras1' has no momentum", "None"],
         ),
+        ({"mesh.model": 0}, ["config.mesh.model", "0", "greater than 0"]),
         ({"optimizer.workers": 0}, ["config.optimizer.workers", "0", "greater than 0"]),
         ({"optimizer.epsilon": 1.0}, ["config.optimizer.epsilon = 1.0", "'sgd' has no epsilon", "None"]),
         (
@@ -242,7 +243,7 @@ def test_the_schedule_of_a_recipe(schedule, expected):
     [
         {"total_epochs": 20.0},
         {"total_epochs": None, "total_steps": 99},
-        {"eval_batch_size": 7},
+        {"eval_batch_size": 7, "mesh.model": 4},
         {"data.root": "/elsewhere", "data.num_threads": 9, "data.num_workers": 3},
         {
             "log_every_steps": 1,

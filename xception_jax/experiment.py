@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,6 +17,8 @@ from xception_jax.augment import Augmentation
 from xception_jax.errors import UserError
 from xception_jax.models import Preprocessing
 
+PyTree = Any
+
 WORTH_WORKERS = 5000  # images of an evaluation from which on worker processes pay for their start, some seconds
 
 
@@ -24,7 +27,8 @@ class Experiment:
     """What a run needs besides arrays and files.
 
     Attributes:
-      mesh: all devices along one axis, "data": parameters are replicated, batches are split.
+      mesh: all devices along "data" and, if the recipe says so, "model". Images are split over all of them, the
+        classes of the last layer along "model", and all else is replicated.
       preprocessing: the model's record with the recipe's image size, crop and interpolation.
       total_steps, evaluate_every, checkpoint_every: in gradient steps.
     """
@@ -46,13 +50,38 @@ class Experiment:
 
     @property
     def by_image(self) -> NamedSharding:
-        """The first axis split over the devices."""
-        return NamedSharding(self.mesh, PartitionSpec("data"))
+        """The first axis split over all devices."""
+        return NamedSharding(self.mesh, PartitionSpec(self.mesh.axis_names))
 
     @property
     def logits_sharding(self) -> NamedSharding:
-        """Of the logits [N, classes]."""
+        """Of logits [N, classes]: images along "data" and, where the mesh has it, classes along "model"."""
+        return NamedSharding(self.mesh, PartitionSpec(*self.mesh.axis_names))
+
+    def batch_sharding(self, name: str, ndim: int) -> NamedSharding:
+        """Of an array of a batch: labels and masks lie where the logits of their images will be."""
+        if name in ("label", "mask"):
+            return NamedSharding(self.mesh, PartitionSpec(*self.mesh.axis_names[:ndim]))
         return self.by_image
+
+    def state_sharding(self, tree: PyTree) -> PyTree:
+        """Of a state, or of a part of one: on every device, but for what the classifier has for each class.
+
+        Its kernel and bias, their averages and what the optimizer keeps of them are split along "model", if the
+        mesh has it.
+
+        Args:
+          tree: of shapes.
+        """
+        classes = len(self.dataset.class_names)
+
+        def sharding(path, leaf):
+            of_classes = "classifier" in jax.tree_util.keystr(path) and leaf.shape[-1:] == (classes,)
+            if not of_classes or "model" not in self.mesh.axis_names:
+                return self.replicated
+            return NamedSharding(self.mesh, PartitionSpec(*(None,) * (leaf.ndim - 1), "model"))
+
+        return jax.tree_util.tree_map_with_path(sharding, tree)
 
     @property
     def eval_batch_size(self) -> int:
@@ -93,6 +122,15 @@ class Experiment:
         averaging = self.recipe.polyak.decay is not None
         return state.create(self.create_model(key), self.optimizer, averaging=averaging)
 
+    def abstract_state(self) -> state.TrainState:
+        """The same without arrays: their shapes, and where they belong."""
+        shapes = jax.eval_shape(self.create_state, jax.random.key(0))
+        return jax.tree.map(
+            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+            shapes,
+            self.state_sharding(shapes),
+        )
+
     def batch_spec(self, batch_size: int, *, training: bool) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes of a global batch, split over the devices."""
         size = self.preprocessing.image_size
@@ -106,14 +144,15 @@ class Experiment:
         else:
             shapes["mask"] = ((batch_size,), np.float32)
         return {
-            name: jax.ShapeDtypeStruct(shape, dtype, sharding=self.by_image)
+            name: jax.ShapeDtypeStruct(shape, dtype, sharding=self.batch_sharding(name, len(shape)))
             for name, (shape, dtype) in shapes.items()
         }
 
     def to_devices(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-        """This host's share of a batch -> the global batch, split over all devices."""
+        """This host's share of a batch -> the global batch, split over the devices."""
         return {
-            name: jax.make_array_from_process_local_data(self.by_image, array) for name, array in batch.items()
+            name: jax.make_array_from_process_local_data(self.batch_sharding(name, array.ndim), array)
+            for name, array in batch.items()
         }
 
     def reader(self, source: data.Source, *, substitute: bool) -> data.Reader:
@@ -218,7 +257,7 @@ def build(recipe: config_lib.Recipe, *, training: bool = True) -> Experiment:
             exif_orientation=recipe.data.exif_orientation,
             **recipe.data.evaluation,
         ),
-        mesh=jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,)),
+        mesh=_make_mesh(recipe.mesh.model, classes=len(dataset.class_names)),
         optimizer=optim.make_optimizer(learning_rate=schedule, **recipe.optimizer.model_dump()),
         schedule=schedule,
         total_steps=total,
@@ -229,6 +268,27 @@ def build(recipe: config_lib.Recipe, *, training: bool = True) -> Experiment:
         _check_batch(experiment)
     _check_model(experiment)
     return experiment
+
+
+def _make_mesh(model: int, *, classes: int) -> Mesh:
+    """All devices along "data" or, if `model` > 1, along "data" and so many neighbors along "model".
+
+    Neighbors are devices of one host, which then reads all labels of the images that it reads.
+
+    Raises:
+      UserError: if `model` does not divide the devices of a host and the classes.
+    """
+    local = jax.local_device_count()
+    if local % model or classes % model:
+        choices = [size for size in range(1, local + 1) if local % size == 0 and classes % size == 0]
+        raise UserError(
+            f"config.mesh.model = {model}: must divide the number of devices of a host, {local}, and of classes,"
+            f" {classes:,}; choose one of {choices}"
+        )
+    if model == 1:
+        return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    return Mesh(np.reshape(devices, (-1, model)), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
 
 
 def _load(settings: config_lib.Data) -> data.Dataset:

@@ -96,7 +96,8 @@ class _Run:
 
     def train(self) -> Result:
         """Restores or initializes, tells the plan, compiles, trains."""
-        start = self._restore() or self._initialize()
+        abstract = self.experiment.abstract_state()
+        start = self._restore(abstract) or self._initialize(abstract)
         if start is None:
             return self._interrupted(0, None)
         train_state, start_step, evaluation = start
@@ -164,23 +165,15 @@ class _Run:
         """What `make` computes, replicated. (One host cannot put an array on the devices of another.)"""
         return jax.jit(make, out_shardings=self.experiment.replicated)()
 
-    def _abstract_state(self) -> state.TrainState:
-        shapes = jax.eval_shape(self.experiment.create_state, jax.random.key(0))
-        return jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.experiment.replicated), shapes
-        )
-
-    def _initialize(self) -> tuple[state.TrainState, int, None] | None:
+    def _initialize(self, abstract: state.TrainState) -> tuple[state.TrainState, int, None] | None:
         """(fresh state, 0, None); None if a stop was requested meanwhile."""
-        seed = self.recipe.seed
-        train_state = self.stop.run(
-            lambda: self._on_all_devices(lambda: self.experiment.create_state(jax.random.key(seed)))
-        )
+        seed, create = self.recipe.seed, self.experiment.create_state
+        shardings = jax.tree.map(lambda x: x.sharding, abstract)
+        train_state = self.stop.run(jax.jit(lambda: create(jax.random.key(seed)), out_shardings=shardings))
         return None if train_state is None else (train_state, 0, None)
 
-    def _restore(self) -> tuple[state.TrainState, int, Evaluation | None] | None:
+    def _restore(self, abstract: state.TrainState) -> tuple[state.TrainState, int, Evaluation | None] | None:
         """(state, step, its evaluation) of the latest good checkpoint; None if there are no checkpoints."""
-        abstract = self._abstract_state()
         try:
             restored = self.checkpoints.restore_latest(
                 _trees(abstract), warn=lambda text: self.console.line(f"warning: {text}")
@@ -202,34 +195,8 @@ class _Run:
 
     def _compile(self, train_state: state.TrainState) -> tuple[Callable, Callable] | None:
         """The compiled (train_step, eval_step); None if a stop was requested meanwhile."""
-        experiment, polyak = self.experiment, self.recipe.polyak
-        graphdef = state.split(experiment.abstract_model())[0]
-        train_step = step_lib.make_train_step(
-            graphdef,
-            experiment.optimizer,
-            **experiment.normalization,
-            objective=experiment.objective,
-            augmentation=experiment.augmentation,
-            accumulation_steps=self.recipe.accumulation_steps,
-            accumulation_block=self.recipe.model.get("bn_group_size") or 1 + experiment.augmentation.mixes,
-            polyak_decay=polyak.decay,
-            polyak_warmup=polyak.warmup,
-        )
-        eval_step = step_lib.make_eval_step(
-            graphdef,
-            **experiment.normalization,
-            objective=experiment.objective,
-            logits_sharding=experiment.logits_sharding,
-        )
-        key = self._on_all_devices(lambda: jax.random.key(0))
-        train_batch = experiment.batch_spec(self.recipe.batch_size, training=True)
-        eval_batch = experiment.batch_spec(experiment.eval_batch_size, training=False)
-        replicated = experiment.replicated
         start = time.monotonic()
-        lowered = [
-            jax.jit(train_step, donate_argnums=0, out_shardings=replicated).lower(train_state, train_batch, key),
-            jax.jit(eval_step, out_shardings=replicated).lower(state.weight_sets(train_state), eval_batch),
-        ]
+        lowered = lower_steps(self.experiment, train_state)
         compiled = self.stop.run(lambda: [step.compile() for step in lowered])
         if compiled is None:
             return None
@@ -299,6 +266,43 @@ def _trees(train_state: state.TrainState) -> dict[str, PyTree]:
     """What a checkpoint holds; the step is its name."""
     names = ("params", "batch_stats", "opt_state", "ema")
     return {name: tree for name in names if (tree := getattr(train_state, name)) is not None}
+
+
+def lower_steps(experiment: Experiment, train_state: state.TrainState) -> tuple[jax.stages.Lowered, ...]:
+    """The programs (train_step, eval_step), ready to be compiled; the first takes the memory of its state.
+
+    Args:
+      train_state: a state, or `Experiment.abstract_state`.
+    """
+    recipe, augmentation = experiment.recipe, experiment.augmentation
+    graphdef = state.split(experiment.abstract_model())[0]
+    shared = {
+        **experiment.normalization,
+        "objective": experiment.objective,
+        "logits_sharding": experiment.logits_sharding,
+    }
+    train_step = step_lib.make_train_step(
+        graphdef,
+        experiment.optimizer,
+        **shared,
+        augmentation=augmentation,
+        accumulation_steps=recipe.accumulation_steps,
+        accumulation_block=recipe.model.get("bn_group_size") or 1 + augmentation.mixes,
+        polyak_decay=recipe.polyak.decay,
+        polyak_warmup=recipe.polyak.warmup,
+    )
+    eval_step = step_lib.make_eval_step(graphdef, **shared)
+    train_batch = experiment.batch_spec(recipe.batch_size, training=True)
+    eval_batch = experiment.batch_spec(experiment.eval_batch_size, training=False)
+    replicated = experiment.replicated
+    key = jax.ShapeDtypeStruct((), jax.random.key(0).dtype, sharding=replicated)
+    unmoved = jax.tree.map(lambda x: x.sharding, train_state)
+    train_step = jax.jit(train_step, donate_argnums=0, out_shardings=(unmoved, replicated))
+    eval_step = jax.jit(eval_step, out_shardings=replicated)
+    return (
+        train_step.lower(train_state, train_batch, key),
+        eval_step.lower(state.weight_sets(train_state), eval_batch),
+    )
 
 
 def check_classes(experiment: Experiment, meta: dict) -> None:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.experimental import multihost_utils
 
 PyTree = Any
 
@@ -61,12 +62,15 @@ def weight_sets(state: TrainState) -> dict[str, PyTree]:
 def fingerprint(state: TrainState) -> str:
     """First 16 hex digits of a SHA-256 over names, shapes and bytes of parameters, statistics and averages.
 
-    Two runs print the same one if and only if (but for hash collisions) their weights are equal to the bit.
+    Two runs print the same one if and only if (but for hash collisions) their weights are equal to the bit. All
+    hosts have to ask for it, since each may hold a part only.
     """
     digest = hashlib.sha256()
     leaves, _ = jax.tree_util.tree_flatten_with_path(weight_sets(state))
     for path, leaf in leaves:
-        array = np.asarray(leaf.addressable_data(0) if isinstance(leaf, jax.Array) else leaf)
+        if isinstance(leaf, jax.Array) and not (leaf.is_fully_replicated or leaf.is_fully_addressable):
+            leaf = multihost_utils.process_allgather(leaf, tiled=True)
+        array = np.asarray(leaf)
         digest.update(f"{jax.tree_util.keystr(path)} {array.shape} {array.dtype}".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()[:16]

@@ -40,6 +40,7 @@ def make_train_step(
     accumulation_block: int = 1,
     polyak_decay: float | None = None,
     polyak_warmup: bool = True,
+    logits_sharding: NamedSharding | None = None,
 ) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, metrics.Sums]]:
     """Builds step(state, batch, key) -> (state, sums): one update on one global batch.
 
@@ -60,9 +61,14 @@ def make_train_step(
       accumulation_block: consecutive images that stay together in a part: even, where images are mixed in pairs.
         With the model's `bn_group_size` here, and no dropout, the update equals that of the whole batch.
       polyak_decay, polyak_warmup: see `optim.polyak_update`; None = no averaging.
+      logits_sharding: of the logits [N, classes], over devices that have the classifier split in the same way. The
+        features of an image, their gradient, and sums over its classes then move between those that share its
+        classes; no logits do. None, or images split alone, leave it to XLA.
     """
 
-    gradient = _make_gradient(graphdef, objective, augmentation, mean=mean, std=std)
+    gradient = _make_gradient(
+        graphdef, objective, augmentation, mean=mean, std=std, logits_sharding=logits_sharding
+    )
     if accumulation_steps > 1:
         gradient = _accumulated(gradient, accumulation_steps, accumulation_block)
 
@@ -91,12 +97,13 @@ def _make_gradient(
     *,
     mean: float,
     std: float,
+    logits_sharding: NamedSharding | None,
 ) -> Callable[[TrainState, Batch, jax.Array], tuple[dict[str, PyTree], metrics.Sums]]:
     """gradient(state, batch, key) -> ({"grads", "batch_stats"}, sums) of one batch; `key` is the dropout's."""
 
     def loss_fn(params, batch_stats, image, target, batch, key):
         model = nnx.merge(graphdef, params, batch_stats)
-        logits = model((image - mean) / std, train=True, key=key)  # [N, classes]
+        logits = _split_classes(model((image - mean) / std, train=True, key=key), logits_sharding)  # [N, classes]
         loss = objective.loss(logits, target)  # [N]
         sums = objective.sums(loss, logits, batch["label"])
         sums["unreadable"] = jnp.sum((batch["unreadable"] >= 0).astype(jnp.float32))
@@ -107,12 +114,20 @@ def _make_gradient(
         if augmentation is not None:
             key0 = jax.random.key(0)  # the seeds depend on the run's already
             image, target = augmentation(image, target, batch["seed"], key0)
+        target = _split_classes(target, logits_sharding)
         grads, (batch_stats, sums) = jax.grad(loss_fn, has_aux=True)(
             state.params, state.batch_stats, image, target, batch, key
         )
         return {"grads": grads, "batch_stats": batch_stats}, sums
 
     return gradient
+
+
+def _split_classes(x: jax.Array, sharding: NamedSharding | None) -> jax.Array:
+    """[N, classes] as `sharding` has it, if that splits the classes: XLA then computes each part in its place."""
+    if sharding is None or len(sharding.spec) < 2:
+        return x
+    return jax.lax.with_sharding_constraint(x, sharding)
 
 
 def _accumulated(gradient: Callable, parts: int, block: int) -> Callable:
@@ -157,7 +172,8 @@ def make_eval_step(
 
     Args:
       graphdef, mean, std, objective: see `make_train_step`.
-      logits_sharding: see `metrics.ranking_sums`.
+      logits_sharding: see `make_train_step`. MAP@100 wants it even if it splits the images alone, and moves an
+        image's best 100 classes of each device besides (see `metrics.ranking_sums`).
     """
     objective = dataclasses.replace(objective, label_smoothing=0.0)
 
@@ -166,6 +182,7 @@ def make_eval_step(
 
         def sums(weights):
             logits = nnx.merge(graphdef, weights["params"], weights["batch_stats"])(image)  # [B, classes]
+            logits = _split_classes(logits, logits_sharding)
             label, mask = batch["label"], batch["mask"]
             loss = objective.loss(logits, objective.targets(label))
             return objective.evaluation_sums(loss, logits, label, mask, logits_sharding=logits_sharding)

@@ -151,7 +151,7 @@ def restore_weights(
     params: PyTree,
     batch_stats: PyTree,
     sets: Sequence[str],
-    sharding: Sharding,
+    sharding: Sharding | PyTree,
 ) -> tuple[int, dict[str, PyTree], dict]:
     """Reads sets of weights from a run.
 
@@ -159,7 +159,7 @@ def restore_weights(
       checkpoint: "best", "latest" or a step.
       params, batch_stats: trees of shapes.
       sets: "raw", "averaged" or both.
-      sharding: of the arrays.
+      sharding: of the arrays: one, or a tree of them, {"params": ..., "batch_stats": ...}.
 
     Returns:
       (step, {set: {"params": ..., "batch_stats": ...}}, the checkpoint's record).
@@ -168,7 +168,11 @@ def restore_weights(
       UserError: if there is no such checkpoint or it is damaged.
     """
     weights = {"params": params, "batch_stats": batch_stats}
-    weights = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), weights)
+    weights = jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        weights,
+        jax.tree.broadcast(sharding, weights),
+    )
     trees = (weights if "raw" in sets else {}) | ({"ema": weights} if "averaged" in sets else {})
     directory = workdir / "checkpoints"
     if not directory.is_dir():
