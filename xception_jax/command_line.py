@@ -59,6 +59,7 @@ def parse(flag_values: flags.FlagValues, argv: Sequence[str], *, required: Seque
 def read_config(argv: Sequence[str], *, example: str) -> ConfigDict:
     """The recipe that arguments of the form --config=FILE --config.KEY=VALUE describe; see `parse`."""
     flag_values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", None, "Recipe.", flag_values=flag_values)
-    parse(flag_values, ["", *argv], required=["config"], example=example)
+    argv = ["", *argv]
+    config_flags.DEFINE_config_file("config", None, "Recipe.", flag_values=flag_values, sys_argv=argv)
+    parse(flag_values, argv, required=["config"], example=example)
     return flag_values["config"].value
