@@ -89,6 +89,21 @@ def max_pool_gradient(x, window, strides, pairs, dy):
     return crop(dx, pairs, x.shape[1:3])
 
 
+def avg_pool(x, window, strides, pairs):
+    """The mean of each window's pixels inside the image."""
+    padded, inside = pad(x, pairs), pad(np.ones_like(x), pairs)
+    parts = windows(padded, window, strides)
+    return image({(row, col): padded[part].sum((1, 2)) / inside[part].sum((1, 2)) for row, col, part in parts})
+
+
+def avg_pool_gradient(x, window, strides, pairs, dy):
+    """Every output pixel sends its gradient, in equal parts, to its window's pixels inside the image."""
+    dx, inside = np.zeros_like(pad(x, pairs)), pad(np.ones_like(x), pairs)
+    for row, col, part in windows(dx, window, strides):
+        dx[part] += (dy[:, row, col] / inside[part].sum((1, 2)))[:, None, None]
+    return crop(dx, pairs, x.shape[1:3])
+
+
 def normalize(groups, scale, bias, epsilon):
     """(y like groups[G, ..., C], means [G, C], biased variances [G, C]), in float64."""
     outputs, means, variances = [], [], []

@@ -1,4 +1,4 @@
-"""Batch normalization against numpy in float64, by hand from Ioffe and Szegedy 2015."""
+"""Batch normalization against numpy in float64, by hand from Ioffe and Szegedy 2015; a convolution's bias."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from tests import reference
-from xception_jax.layers import BatchNorm
+from xception_jax.layers import BatchNorm, Conv
 
 EPSILON, MOMENTUM = 1e-2, 0.9
 
@@ -124,3 +124,27 @@ def test_a_constant_channel_becomes_its_bias():
     y = layer(jnp.full((4, 5, 5, 3), 1024.0), train=True)
     np.testing.assert_array_equal(y, np.broadcast_to(start["bias"], (4, 5, 5, 3)))
     np.testing.assert_allclose(layer.var[...], MOMENTUM * start["var"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_without_scale_it_is_1_and_no_parameter(train):
+    layer, start = random_layer()
+    layer.scale[...] = jnp.ones(3)
+    plain = BatchNorm(3, epsilon=EPSILON, momentum=MOMENTUM, use_scale=False)
+    for name in ("bias", "mean", "var"):
+        getattr(plain, name)[...] = jnp.asarray(start[name])
+    x = jnp.asarray(random_images(6, 4, 5, 3))
+    np.testing.assert_array_equal(plain(x, train=train), layer(x, train=train))
+    assert [path for path, _ in nnx.to_flat_state(nnx.state(plain, nnx.Param))] == [("bias",)]
+
+
+@pytest.mark.parametrize("implementation", ["xla", "shift"])
+def test_a_convolution_adds_its_bias_to_every_pixel(implementation):
+    options = {"padding": "VALID", "implementation": implementation, "dtype": jnp.float32, "rngs": nnx.Rngs(0)}
+    layer = Conv(2, 3, (3, 1), use_bias=True, **options)
+    assert layer.kernel.shape == (3, 1, 2, 3)
+    x, bias = jnp.asarray(random_images(2, 5, 4, 2)), np.array([1.0, -2.0, 3.0], np.float32)
+    without = layer(x)
+    layer.bias[...] = jnp.asarray(bias)
+    np.testing.assert_allclose(layer(x), np.asarray(without) + bias, rtol=1e-6)
+    assert layer(x).shape == (2, 3, 4, 3)

@@ -231,6 +231,39 @@ class TestMaxPool:
         assert str(case.window) in str(error.value) and str(case.size) in str(error.value)
 
 
+def average(case):
+    """ops.avg_pool as a function of its input alone."""
+    return lambda x: ops.avg_pool(x, case.window, strides=case.strides, padding=case.padding)
+
+
+class TestAvgPool:
+    @drawn(max_examples=20)
+    @given(case=cases())
+    def test_values_and_gradients_equal_numpy(self, case):
+        rng = np.random.default_rng(0)
+        options = (case.window, case.strides, case.pairs)
+        x = rng.normal(size=case.shape)
+        dy = rng.normal(size=reference.avg_pool(x, *options).shape)
+        with jax.enable_x64(True):
+            results = value_and_gradients(average(case), dy, x)
+        expected = reference.avg_pool(x, *options), reference.avg_pool_gradient(x, *options, dy)
+        for actual, values in zip(results, expected, strict=True):
+            assert actual.dtype == np.float64
+            np.testing.assert_allclose(actual, values, rtol=1e-12, atol=1e-12)
+
+    def test_bfloat16_rounds_the_mean_only(self):
+        """1024 and 63 ones, on average 16.98: in bfloat16 1024 + 1 is 1024, and 16.98 is 17."""
+        x = jnp.ones((1, 8, 8, 1), jnp.bfloat16).at[0, 0, 0].set(1024.0)
+        y = ops.avg_pool(x, 8, strides=1, padding="VALID")
+        assert y.dtype == jnp.bfloat16 and y.item() == 17.0
+
+    @drawn(max_examples=10)
+    @given(case=cases_that_do_not_fit())
+    def test_a_window_larger_than_the_input_is_named(self, case):
+        with pytest.raises(ValueError, match=r"window .* is larger than the input of "):
+            average(case)(jnp.zeros(case.shape))
+
+
 def normalize(x, scale, bias, dtype=None):
     return ops.normalize(x, scale, bias, epsilon=EPSILON, dtype=dtype or x.dtype)
 
