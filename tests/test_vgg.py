@@ -107,7 +107,7 @@ class TestVGG16:
 
     @pytest.mark.parametrize("pixels", [11, 13, 24])
     def test_images_of_another_size(self, pixels):
-        message = f"images of ({pixels}, {pixels}) pixels do not fit: image_size is 12"
+        message = f"images of ({pixels}, {pixels}) pixels do not fit: the model's image_size is 12"
         with pytest.raises(ValueError, match=re.escape(message)):
             shapes("vgg16", (2, pixels, pixels, 3))
 

@@ -100,7 +100,9 @@ class VGG(network.Network):
         config = self.config
         self._check_images(x)
         if x.shape[1:3] != (config.image_size,) * 2:
-            raise ValueError(f"images of {x.shape[1:3]} pixels do not fit: image_size is {config.image_size}")
+            raise ValueError(
+                f"images of {x.shape[1:3]} pixels do not fit: the model's image_size is {config.image_size}"
+            )
         for i, stage in enumerate(self.stages):
             with jax.named_scope(f"stage_{i}"):
                 for conv in stage:
