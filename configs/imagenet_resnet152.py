@@ -4,9 +4,9 @@
 
 configs/imagenet_xception.py says how to prepare the data. From He et al.: SGD, batches of 256, momentum 0.9,
 weight decay 1e-4, learning rate 0.1 divided by 10 when the error stops falling, 600,000 steps (120 epochs), no
-dropout. Ours: it is divided after 30, 60 and 90 epochs, crops are of random size and shape, colors stay as they are,
-batch statistics are those of 32 images, the initialization is Keras's, where theirs is He's, and weights are averaged
-(Polyak) besides.
+dropout. Ours: it is divided after 30, 60 and 90 epochs, crops are of random size and shape, colors stay as they
+are, batch statistics are those of 32 images, the initialization is Keras's, where theirs is He's, and weights are
+averaged (Polyak) besides.
 
 The paper's table 1: 77.0 % top-1, 93.3 % top-5 on one crop. This recipe has not yet been trained to the end.
 """
