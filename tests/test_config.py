@@ -9,13 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from configs import common
 from xception_jax import config as config_lib
 from xception_jax.augment import Augmentation
 from xception_jax.config import Recipe, differences, parse, to_json
 from xception_jax.errors import UserError
-from xception_jax.models import MODELS
+from xception_jax.models import MODELS, create_model
 from xception_jax.models.xception import Config, Xception
 
 RECIPES = sorted(p.stem for p in pathlib.Path(common.__file__).parent.glob("*.py") if p.stem != "common")
@@ -83,6 +84,24 @@ def test_common_has_the_papers_model():
     recipe = parse(values())
     evaluation = {"crop": record.crop, "crop_fraction": record.crop_fraction, "resize": record.resize}
     assert (recipe.data.image_size, recipe.data.evaluation) == (record.image_size, evaluation)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_common_has_every_model_as_its_own_defaults_are(name):
+    from_data = dict.fromkeys(config_lib.FROM_DATA)
+    expected = {"name": name} | dataclasses.asdict(MODELS[name].CONFIG()) | from_data
+    assert common.default(name).model.to_dict() == expected
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_smoke_variant_of_every_model_fits_32_pixels(name):
+    config = common.default(name)
+    config.schedule.decay_every_epochs = 2.0
+    recipe = parse(common.smoke(config))
+    settings = recipe.model_settings | {"num_classes": 10, "in_channels": 3}
+    pixels = recipe.data.image_size
+    logits = nnx.eval_shape(lambda: create_model(name, **settings)(jnp.zeros((2, pixels, pixels, 3))))
+    assert pixels == 32 and logits.shape == (2, 10)
 
 
 def test_a_preset_replaces_the_settings_of_the_evaluation():
