@@ -230,10 +230,10 @@ def variant(config: ConfigDict, name: str) -> ConfigDict:
 
 SMALL = {  # by model: the settings of a network that is trained in seconds
     "xception": {"entry_widths": (32, 64), "middle_blocks": 1, "exit_widths": (64, 96, 128)},
-    "inception_v3": {"width": 0.1, "modules": (1, 1, 1), "padding": "SAME"},
-    "resnet50": {"blocks": (1, 1, 1, 1), "widths": (4, 8, 16, 32), "stem_width": 8},
-    "resnet101": {"blocks": (1, 1, 1, 1), "widths": (4, 8, 16, 32), "stem_width": 8},
-    "resnet152": {"blocks": (1, 1, 1, 1), "widths": (4, 8, 16, 32), "stem_width": 8},
+    "inception_v3": {"width": 0.1, "modules": (1, 0, 0), "padding": "SAME"},
+    "resnet50": {"blocks": (1, 2), "widths": (4, 8), "stem_width": 8},
+    "resnet101": {"blocks": (1, 2), "widths": (4, 8), "stem_width": 8},
+    "resnet152": {"blocks": (1, 2), "widths": (4, 8), "stem_width": 8},
     "vgg16": {"image_size": 32, "stages": ((8,), (16,), (32,))},
     "vgg16_separable": {"stages": ((8,), (16,), (32,))},
 }
