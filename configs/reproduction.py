@@ -142,8 +142,8 @@ def _shrink(config, *, multilabel: bool) -> None:
         config.schedule.base_lr = 0.01
     config.polyak.decay = 0.99
     config.eval_batch_size = 128 if multilabel else 90
-    config.total_epochs = 4.0 if multilabel else 10.0
+    config.total_epochs = 2.0 if multilabel else 10.0
     config.evaluate_every_steps = None
-    config.evaluate_every_epochs = 0.4 if multilabel else 1.0
+    config.evaluate_every_epochs = 0.2 if multilabel else 1.0
     if multilabel:
-        config.schedule.decay_every_samples = 4096.0
+        config.schedule.decay_every_samples = 2048.0
