@@ -8,11 +8,15 @@ handwritten digits, several on a canvas, the same experiment takes a minute: --c
 configs/reproduction.py:small/jft_xception.
 
 From the paper: RMSprop, learning rate 0.001 times 0.9 every 3,000,000 samples, weight decay 1e-5, no dropout,
-Polyak averaging, MAP@100 with class weights, which the loss does not have. Its "momentum 0.9" is read as the
-decay of Keras's RMSprop of 2016, which had no momentum and the learning rate 0.001. It gives no batch size; 60 x
-32 = 1,920, the natural reading, is here 2,048, with batch statistics of 32. It trained asynchronously "so as to
-speed up": --config.optimizer.workers=60 replays that, with the memory of 59 gradients; the default is
-synchronous. --config.mesh.model=2 splits the last layer over pairs of devices.
+Polyak averaging, MAP@100 with class weights, which the loss does not have. (Open Images has no weights either; a
+manifest's --config.data.classes can give some.) Its "momentum 0.9" is read as the decay of Keras's RMSprop of
+2016, which had no momentum and the learning rate 0.001. It gives no batch size; 60 x 32 = 1,920, the natural
+reading, is here 2,048, with batch statistics of 32.
+
+It trained asynchronously, for speed. --config.optimizer.workers=60 --config.batch_size=32 replays sixty workers of
+32 images in turn, to the bit and with the memory of 60 gradients: 15 GB, or 31 GB with the fully connected layers.
+The default is synchronous. --config.mesh.model=2 splits the last layer over pairs of devices (19,794 = 2 x 3 x
+3,299).
 
 The paper's result: MAP@100 6.70 on FastEval14k after 30 million iterations, over a month on 60 K80 GPUs, not
 converged. This recipe has not yet been trained to the end.

@@ -19,7 +19,8 @@ from xception_jax.errors import UserError
 from xception_jax.models import MODELS, create_model
 from xception_jax.models.xception import Config, Xception
 
-RECIPES = sorted(p.stem for p in pathlib.Path(common.__file__).parent.glob("*.py") if p.stem != "common")
+OTHERS = ("common", "reproduction")
+RECIPES = sorted(p.stem for p in pathlib.Path(common.__file__).parent.glob("*.py") if p.stem not in OTHERS)
 MISSING = object()
 
 
@@ -65,6 +66,31 @@ def test_shipped_recipes_are_valid(name, variant):
     assert recipe.model_name in MODELS
     if variant == "smoke":
         assert (recipe.batch_size, recipe.steps("total", 1437)) == (8, 4)
+
+
+@pytest.mark.parametrize("name", ["jft_inception_v3", "jft_xception"])
+def test_recipes_with_fully_connected_layers_differ_in_nothing_else(name):
+    plain, connected = (importlib.import_module(f"configs.{n}").get_config() for n in (name, f"{name}_fc"))
+    assert (plain.model.fc_layers, connected.model.fc_layers) == ((), (4096, 4096))
+    plain.model.fc_layers = connected.model.fc_layers
+    assert plain == connected
+
+
+def test_the_experiment_of_section_4():
+    """What sections 4.1 to 4.4 say of JFT, for both networks."""
+    xception, inception = (
+        parse(importlib.import_module(f"configs.jft_{n}").get_config()) for n in ("xception", "inception_v3")
+    )
+    assert (xception.optimizer.weight_decay, inception.optimizer.weight_decay) == (1e-5, 4e-5)
+    assert inception.model["reading"] == "paper"
+    for recipe in (xception, inception):
+        assert recipe.optimizer.name.startswith("rmsprop") and recipe.optimizer.workers == 1
+        assert recipe.model["dropout"] == 0 and recipe.polyak.decay is not None and not recipe.weighted_loss
+        rate = config_lib.make_schedule(recipe, num_examples=9_000_000)
+        steps = 3_000_000 / recipe.batch_size
+        expected = [0.001, 0.001, 0.0009, 0.00081]
+        rates = [float(rate(step)) for step in (0, np.floor(steps), np.ceil(steps), np.ceil(2 * steps))]
+        np.testing.assert_allclose(rates, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -120,7 +146,7 @@ def test_a_recipe_survives_json(name):
     recipe = parse(importlib.import_module(f"configs.{name}").get_config())
     again = parse(json.loads(to_json(recipe)))
     assert again == recipe and differences(again, recipe) == []
-    assert isinstance(again.model["entry_widths"], tuple)
+    assert not any(isinstance(value, list) for value in again.model.values())
 
 
 @pytest.mark.parametrize(
