@@ -139,6 +139,7 @@ class TestSettings:
             ("width", 0.0),
             ("modules", (4, 4, 2)),
             ("modules", (3, -1, 2)),
+            ("modules", (3, 4)),
             ("stem_strides", (2, 0, 2)),
             ("padding", "FULL"),
         ],

@@ -88,14 +88,16 @@ class Config:
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self):
-        modules = zip(self.modules, MODULES, strict=True)
+        modules = len(self.modules) == len(MODULES) and all(
+            0 <= count <= most for count, most in zip(self.modules, MODULES, strict=True)
+        )
         network.check(
             self,
             positive=("width",),
             all_positive=("stem_strides",),
             rules=[
                 ("reading", self.reading in READINGS, f"one of {sorted(READINGS)}"),
-                ("modules", all(0 <= count <= most for count, most in modules), f"at most {MODULES}, at least 0"),
+                ("modules", modules, f"three numbers from 0 to {MODULES}"),
                 ("stem_strides", len(self.stem_strides) == 3, "three numbers"),
                 ("padding", self.padding in ("VALID", "SAME"), "'VALID' or 'SAME'"),
             ],
@@ -144,6 +146,8 @@ class Tower(nnx.Module):
           fork: of convolutions that all read the last of these; their outputs are concatenated.
           pool: 3x3, before the convolutions.
           strides: of the last of `layers`, or of the pooling if there are none; 2 halves the grid.
+          config: the model's.
+          conv: `ConvBNReLU`, but for channels, kernel, strides and padding.
         """
         last = {"strides": strides, "padding": "SAME" if strides == 1 else config.padding}
         width = features_in
@@ -210,7 +214,14 @@ def reduction_35(width: int, *, tower: functools.partial) -> Mixed:
 
 
 def module_17(width: int, first: int, inner: int, *, tower: functools.partial) -> Mixed:
-    """Inception module on the 17x17 grid: 7x7 convolutions are made of 1x7 and 7x1 ones."""
+    """Inception module on the 17x17 grid: 7x7 convolutions are made of 1x7 and 7x1 ones.
+
+    Args:
+      width: channels of the input.
+      first: features of the first layer of the double 7x7 tower.
+      inner: features of the other layers inside the 7x7 towers.
+      tower: `Tower`, but for its layers.
+    """
     single = (inner, 1, 1), (inner, 1, 7), (192, 7, 1)
     double = (first, 1, 1), (inner, 7, 1), (inner, 1, 7), (inner, 7, 1), (192, 1, 7)
     return Mixed(
