@@ -1,9 +1,7 @@
 """`python -m xception_jax reproduce`: recipes, statistics, pages, pictures; a figure from nothing to its page."""
 
 import json
-import os
 import pathlib
-import subprocess
 import sys
 
 import jax
@@ -13,6 +11,7 @@ from flax import nnx
 from scipy import stats
 
 from configs import reproduction
+from xception_jax import __main__
 from xception_jax import config as config_lib
 from xception_jax.commands.reproduce import figures, page, rows, speed, statistics
 from xception_jax.commands.reproduce.targets import TARGETS
@@ -200,20 +199,28 @@ def test_rows_survive_the_file(tmp_path):
     assert rows.read(tmp_path / "rows.csv") == table
 
 
-def reproduce(*arguments):
-    """(exit code, what the command printed), with one CPU device."""
-    command = [sys.executable, "-m", "xception_jax", "reproduce", *map(str, arguments)]
-    done = subprocess.run(
-        command,
-        cwd=ROOT,
-        env=os.environ | {"XLA_FLAGS": ""},
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-    return done.returncode, done.stdout
+# ml_collections loads recipes by a method that Python is to lose.
+LOADS_RECIPES = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 
 
+@pytest.fixture
+def reproduce(monkeypatch, capsys):
+    """Runs the command: (exit code, what it printed)."""
+
+    def run(*arguments):
+        monkeypatch.chdir(ROOT)
+        monkeypatch.setattr(sys, "argv", ["xception_jax", "reproduce", *map(str, arguments)])
+        try:
+            __main__.main()
+            code = 0
+        except SystemExit as stopped:
+            code = stopped.code
+        return code, "".join(capsys.readouterr())
+
+    return run
+
+
+@LOADS_RECIPES
 @pytest.mark.xdist_group("reproduced")
 class TestCommand:
     def test_a_figure_from_nothing_to_its_page(self, reproduced):
@@ -230,7 +237,7 @@ class TestCommand:
         assert (out / "fig9.png").read_bytes().startswith(b"\x89PNG")
         assert "Figure 9" in (out / "fig9.md").read_text() and "fig9.md" in (out / "README.md").read_text()
 
-    def test_what_is_finished_is_not_trained_again(self, reproduced, tmp_path):
+    def test_what_is_finished_is_not_trained_again(self, reproduce, reproduced, tmp_path):
         metrics = reproduced / "runs/smoke/xception/seed0/metrics.jsonl"
         before = metrics.stat().st_mtime_ns
         folders = ("--workdir", reproduced / "runs", "--out", tmp_path)
@@ -240,7 +247,7 @@ class TestCommand:
         ours, theirs = (path / "smoke/fig9.csv" for path in (tmp_path, reproduced / "results"))
         assert ours.read_text() == theirs.read_text()
 
-    def test_another_recipe_s_run_is_refused(self, reproduced):
+    def test_another_recipe_s_run_is_refused(self, reproduce, reproduced):
         folders = ("--workdir", reproduced / "runs", "--out", reproduced / "results")
         code, output = reproduce("fig9", "--scale", "smoke", *folders, "--config.schedule.base_lr=0.1")
         assert code == 2 and output.count("\n") == 1
@@ -249,7 +256,7 @@ class TestCommand:
             and "has schedule.base_lr = 0.045, not 0.1" in output
         )
 
-    def test_missing_runs_can_be_launched_elsewhere(self, tmp_path):
+    def test_missing_runs_can_be_launched_elsewhere(self, reproduce, tmp_path):
         code, output = reproduce(
             "table1",
             "--scale",
@@ -271,7 +278,7 @@ class TestCommand:
             f" --config.data.root=/data --config.data.eval_exclude=B --workdir={tmp_path}/full/xception/seed0\n"
         )
 
-    def test_mistakes_are_one_line(self, tmp_path):
+    def test_mistakes_are_one_line(self, reproduce, tmp_path):
         code, output = reproduce(
             "fig9", "--scale", "smoke", "--workdir", tmp_path, "--config.modle.residual=False"
         )
@@ -280,8 +287,9 @@ class TestCommand:
         assert code == 2 and output == "error: --data-root: belongs to --scale full; leave it away\n"
 
 
+@LOADS_RECIPES
 @pytest.mark.slow
-def test_every_table_and_figure(tmp_path):
+def test_every_table_and_figure(reproduce, tmp_path):
     code, output = reproduce(
         "all", "--scale", "smoke", "--workdir", tmp_path / "runs", "--out", tmp_path / "results"
     )
