@@ -102,7 +102,8 @@ def test_devices_that_share_the_classes_train_alike(noise, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("settings", [{}, {"multilabel": True}, {"label_smoothing": 0.1}], ids=", ".join)
-def test_loss_gradient_and_measures_of_a_shared_layer(settings):
+@pytest.mark.parametrize("shape", [(4, 2), (2, 4)])
+def test_loss_gradient_and_measures_of_a_shared_layer(shape, settings):
     """As on one device, where tests of the metrics say what they should be; two classes always tie."""
     rng = np.random.default_rng(3)
     x, kernel = rng.normal(size=(16, 6)), rng.normal(size=(6, CLASSES))
@@ -124,7 +125,7 @@ def test_loss_gradient_and_measures_of_a_shared_layer(settings):
         (_, sums), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(*arrays)
         return {name: float(value) for name, value in sums.items()}, np.asarray(gradient)
 
-    mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    mesh = jax.make_mesh(shape, ("data", "model"), axis_types=(AxisType.Auto,) * 2)
     sums, gradient = run(NamedSharding(mesh, PartitionSpec("data", "model")))
     expected, expected_gradient = run(None)
     assert sums == pytest.approx(expected, rel=1e-6)
