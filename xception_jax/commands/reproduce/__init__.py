@@ -118,7 +118,7 @@ def _report(name: str, target: Target, jobs: Sequence[Job], out: pathlib.Path, s
 
 def _index(out: pathlib.Path, scale: str) -> None:
     """README.md of the folder: every page that is there, with its verdict."""
-    lines = [f"# The paper's tables and figures, scale `{scale}`", "", f"{SCALES[scale].capitalize()}.", ""]
+    lines = [f"# The paper's tables and figures, scale `{scale}`", "", f"Runs: {SCALES[scale]}.", ""]
     for name, target in TARGETS.items():
         if not (path := out / f"{name}.md").exists():
             continue
