@@ -83,7 +83,11 @@ def test_paper_figures_runs(reproduced):
 
 @pytest.mark.xdist_group("reproduced")
 def test_paper_figures_draws_what_comes_with_the_repository():
-    assert len(pictures(execute(FOLDER / "paper_figures.ipynb"))) == 6  # figures 6 to 10, the spectrum
+    results = FOLDER.parent / "results/reproduce/small"
+    there = [
+        name for name in (*(f"fig{n}" for n in range(6, 11)), "spectrum") if (results / f"{name}.csv").exists()
+    ]
+    assert there and len(pictures(execute(FOLDER / "paper_figures.ipynb"))) == len(there)
 
 
 @pytest.mark.xdist_group("reproduced")

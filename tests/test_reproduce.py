@@ -114,7 +114,9 @@ class TestPage:
         # 81.00 +- 1.00 against 79.0; the differences are 10, 9 and 11 points, 10 +- 4.303 * 1 / sqrt(3) = 2.48.
         assert "| Xception | 1,234 | 3 | 79.0 | 81.00 ± 1.00 | +2.00 |" in text
         assert "| Xception - Inception V3 | +0.80 | +10.00 (+7.52 to +12.48) |" in text
-        assert "| ResNet-152 |  | 0 |  | failed |" in text and "COMMAND" in text and "Seeds: 0, 1, 2." in text
+        assert (
+            "| ResNet-152 |  | 0 | 77.0 | failed |  |" in text and "COMMAND" in text and "Seeds: 0, 1, 2." in text
+        )
 
     def test_map_is_shown_as_table_2_prints_it(self):
         text = write_page("table2", {"jft_xception": [0.5, 0.5], "jft_inception_v3": [0.4, 0.4]})
@@ -132,6 +134,12 @@ class TestPage:
     def test_the_verdict_follows_from_the_interval(self, finals, words):
         others = {"xception_without_residuals": [0.5] * len(finals)}
         assert words in write_page("fig9", {"xception": finals} | others)
+
+    def test_figures_without_numbers_have_no_column_for_them(self):
+        text = write_page(
+            "fig10", {"xception": [0.9, 0.9], "xception_relu": [0.5, 0.5], "xception_elu": [0.4, 0.4]}
+        )
+        assert "| ReLU | 1,234 | 2 | 50.00 ± 0.00 | 50.00 ± 0.00 |\n" in text
 
     def test_an_open_question_has_no_right_answer(self):
         text = write_page(

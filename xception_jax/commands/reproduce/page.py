@@ -42,30 +42,32 @@ def write(target: Target, rows: Sequence[Row], *, scale: str, command: str, devi
 
 
 def _table(target: Target, rows: Sequence[Row]) -> list[str]:
-    columns = [f"{NAMES[name]} {side}" for name in target.measures for side in ("paper", "here", "difference")]
-    header = ["network", "parameters", "seeds", *(f"{column} in %" for column in columns)]
+    """The paper's numbers, where it prints any, beside ours."""
+    printed = any(network.paper for network in target.networks)
+    sides = ("paper", "here", "difference") if printed else ("here",)
+    header = ["network", "parameters", "seeds"]
+    header += [f"{NAMES[measure]} {side} in %" for measure in target.measures for side in sides]
     lines = ["| " + " | ".join(header) + " |", "| --- " + "| ---: " * (len(header) - 1) + "|"]
     for network in target.networks:
-        cells = _cells(network, target.measures, rows)
+        found = [row for row in rows if row["run"] == network.run]
+        seeds = {row["seed"] for row in found}
+        cells = [network.label, f"{found[0]['parameters']:,}" if found else "", str(len(seeds))]
+        for measure in target.measures:
+            values = _cells(network, measure, rows)
+            cells += values if printed else values[1:2]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
 
 
-def _cells(network: Network, measures: Sequence[str], rows: Sequence[Row]) -> list[str]:
-    found = [row for row in rows if row["run"] == network.run]
-    if not found:
-        return [network.label, "", "0", *("", "failed", "") * len(measures)]
-    cells = [network.label, f"{found[0]['parameters']:,}", str(len({row["seed"] for row in found}))]
-    for measure in measures:
-        values = list(rows_lib.final(rows, network.run, measure).values())
-        mean, deviation = statistics.mean_and_deviation(values)
-        paper = network.paper.get(measure)
-        cells += [
-            "" if paper is None else f"{100 * paper:.{1 if measure != 'map100' else 2}f}",
-            f"{100 * mean:.2f}" + ("" if deviation is None else f" ± {100 * deviation:.2f}"),
-            "" if paper is None else f"{100 * (mean - paper):+.2f}",
-        ]
-    return cells
+def _cells(network: Network, measure: str, rows: Sequence[Row]) -> tuple[str, str, str]:
+    """(the paper's number, ours with its standard deviation over seeds, the difference), in percent."""
+    paper, values = network.paper.get(measure), list(rows_lib.final(rows, network.run, measure).values())
+    printed = "" if paper is None else f"{100 * paper:.{2 if measure == 'map100' else 1}f}"
+    if not values:
+        return printed, "failed", ""
+    mean, deviation = statistics.mean_and_deviation(values)
+    ours = f"{100 * mean:.2f}" + ("" if deviation is None else f" ± {100 * deviation:.2f}")
+    return printed, ours, "" if paper is None else f"{100 * (mean - paper):+.2f}"
 
 
 def differences(target: Target, rows: Sequence[Row]) -> dict[tuple[str, str], tuple[Difference, Difference]]:
