@@ -124,6 +124,7 @@ def test_a_complete_run_says_so_and_changes_nothing(unbroken, launch, tmp_path):
     assert metric_rows(tmp_path / "run") == metric_rows(unbroken[0])
 
 
+@pytest.mark.slow
 def test_the_digits_recipe_reaches_its_accuracy(launch, tmp_path):
     code, output = launch("--config=configs/digits.py", "--workdir", tmp_path / "run")
     assert code == 0, output
