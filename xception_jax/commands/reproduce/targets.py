@@ -141,8 +141,8 @@ SCALES = {
     "full": "the paper's networks and recipes on ImageNet, and on Open Images in the place of JFT",
     "small": "thin networks of the paper's depth on 8 x 8 pixel digits (1,437 to train on, 360 held out), and on"
     " canvases of several digits in the place of JFT, for 10 and 2 epochs, after which networks without"
-    " residual connections have not converged. It can show an effect that is strong on any task; it says nothing of"
-    " natural images, of many classes, or of networks a hundred times as large",
+    " residual connections have not converged. It can show an effect that is strong on any task; it says nothing"
+    " of natural images, of many classes, or of networks a hundred times as large",
     "smoke": "4 steps of shallow networks: that everything runs, and nothing else",
 }
 SEEDS = {"full": 1, "small": 3, "smoke": 1}
