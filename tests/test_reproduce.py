@@ -113,7 +113,7 @@ class TestPage:
         text = write_page("table1", {"xception": [0.80, 0.82, 0.81], "inception_v3": [0.70, 0.73, 0.70]})
         # 81.00 +- 1.00 against 79.0; the differences are 10, 9 and 11 points, 10 +- 4.303 * 1 / sqrt(3) = 2.48.
         assert "| Xception | 1,234 | 3 | 79.0 | 81.00 ± 1.00 | +2.00 |" in text
-        assert "| Xception - Inception V3 | +0.80 | +10.00 (+7.52 to +12.48) |" in text
+        assert "| Xception against Inception V3 | +0.80 | +10.00 (+7.52 to +12.48) |" in text
         assert (
             "| ResNet-152 |  | 0 | 77.0 | failed |  |" in text and "COMMAND" in text and "Seeds: 0, 1, 2." in text
         )

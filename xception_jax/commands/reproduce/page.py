@@ -99,7 +99,7 @@ def _comparisons(target: Target, rows: Sequence[Row]) -> list[str]:
     for (better, worse), (end, training) in differences(target, rows).items():
         paper = "" if None in (papers[better], papers[worse]) else f"{100 * (papers[better] - papers[worse]):+.2f}"
         lines.append(
-            f"| {labels[better]} - {labels[worse]} | {paper} | {_interval(end)} | {_interval(training)} |"
+            f"| {labels[better]} against {labels[worse]} | {paper} | {_interval(end)} | {_interval(training)} |"
         )
     return lines
 
