@@ -195,7 +195,8 @@ class TestSpeed:
             for run, seconds in zip(("inception_v3", "xception"), pair, strict=True)
         ]
         assert speed.ratios(measured) == [0.5, 1.0, 0.25]
-        text = "\n".join(speed.table(measured))
+        labels = {"inception_v3": "Inception V3", "xception": "Xception"}
+        text = "\n".join(speed.table(measured, labels))
         assert "| Inception V3 | 23,626,728 | 23,626,728 | 23,660,968 | 31 | 1 |" in text
         assert "| Xception | 22,855,952 | 22,855,952 | 22,910,480 | 28 | 0.5 |" in text
         assert "3.26% fewer parameters" in text and "0.500 times the steps" in text
@@ -291,6 +292,9 @@ class TestCommand:
             "fig9", "--scale", "smoke", "--workdir", tmp_path, "--config.modle.residual=False"
         )
         assert code == 2 and "did you mean 'model'" in output.splitlines()[-1], output
+        (tmp_path / "file").write_text("")
+        code, output = reproduce("fig9", "--scale", "smoke", "--out", tmp_path / "file")
+        assert code == 2 and output.startswith(f"error: {tmp_path / 'file'}") and output.count("\n") == 1
         code, output = reproduce("fig9", "--data-root", "/data")
         assert code == 2 and output == "error: --data-root: belongs to --scale full; leave it away\n"
 

@@ -39,6 +39,15 @@ def split(model: nnx.Module) -> tuple[nnx.GraphDef, PyTree, PyTree]:
     return graphdef, nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
 
 
+def count(tree: PyTree) -> int:
+    """How many numbers the arrays of a tree hold, or their shapes say.
+
+    >>> count({"kernel": jnp.zeros((2, 3)), "bias": jnp.zeros(3)})
+    9
+    """
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
 def create(model: nnx.Module, optimizer: optax.GradientTransformation, *, averaging: bool) -> TrainState:
     """The state before the first step; the averages start at the initial weights."""
     _, params, batch_stats = split(model)

@@ -2,7 +2,6 @@
 
 import argparse
 
-import jax
 from flax import nnx
 
 from xception_jax import state
@@ -49,7 +48,7 @@ def table(products: list[count.Product]) -> str:
 def totals(products: list[count.Product], model: nnx.Module) -> list[str]:
     """The sums, a line each."""
     _, params, batch_stats = state.split(model)
-    trained, moving = (sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (params, batch_stats))
+    trained, moving = state.count(params), state.count(batch_stats)
     return [
         f"parameters: {trained:,} trained, as the paper's table 3 counts; with the {moving:,} moving statistics of"
         f" batch normalization {trained + moving:,}, as Keras does today",

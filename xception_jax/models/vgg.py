@@ -34,6 +34,16 @@ def _stages_rule(stages: tuple[tuple[int, ...], ...]) -> tuple[str, bool, str]:
     return "stages", right, "one or more tuples of widths above 0"
 
 
+def _stack(layer: functools.partial, config) -> nnx.List:
+    """The layers of every stage; `layer` takes the numbers of channels in and out."""
+    stages, width = nnx.List(), config.in_channels
+    for widths in config.stages:
+        inputs = (width, *widths[:-1])
+        stages.append(nnx.List([layer(i, o) for i, o in zip(inputs, widths, strict=True)]))
+        width = widths[-1]
+    return stages
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
     """The defaults are VGG-16.
@@ -83,14 +93,9 @@ class VGG(network.Network):
             dtype=jnp.dtype(config.dtype),
             rngs=rngs,
         )
-        self.stages = nnx.List()
-        width = config.in_channels
-        for widths in config.stages:
-            inputs = (width, *widths[:-1])
-            self.stages.append(nnx.List([conv(i, o, 3) for i, o in zip(inputs, widths, strict=True)]))
-            width = widths[-1]
+        self.stages = _stack(functools.partial(conv, kernel_size=3), config)
         side = config.image_size >> len(config.stages)
-        self._add_head(side * side * width, kernel_init=KERNEL_INIT, rngs=rngs)
+        self._add_head(side * side * config.stages[-1][-1], kernel_init=KERNEL_INIT, rngs=rngs)
 
     def features(self, x: jax.Array, *, train: bool = False) -> jax.Array:
         """Normalized images float[N, image_size, image_size, in_channels] -> float[N, h, w, C] before the head.
@@ -169,13 +174,8 @@ class SeparableVGG(network.Network):
             dtype=jnp.dtype(config.dtype),
             rngs=rngs,
         )
-        self.stages = nnx.List()
-        width = config.in_channels
-        for widths in config.stages:
-            inputs = (width, *widths[:-1])
-            self.stages.append(nnx.List([separable(i, o) for i, o in zip(inputs, widths, strict=True)]))
-            width = widths[-1]
-        self._add_head(width, rngs=rngs)
+        self.stages = _stack(separable, config)
+        self._add_head(config.stages[-1][-1], rngs=rngs)
 
     def features(self, x: jax.Array, *, train: bool = False) -> jax.Array:
         """Normalized images float[N, H, W, in_channels] -> float[N, h, w, C] before pooling.

@@ -47,14 +47,15 @@ def run(arguments: argparse.Namespace) -> None:
     out = arguments.out / arguments.scale
     try:
         out.mkdir(parents=True, exist_ok=True)
+        done = training.train_all(jobs)
+        for name in names:
+            _report(name, TARGETS[name], done, out, arguments.scale)
+        _index(out, arguments.scale)
     except OSError as error:
         raise UserError(
-            f"--out={arguments.out}: cannot be written ({error.strerror}); name another folder"
+            f"{error.filename or out}: cannot be used ({error.strerror}); "
+            "name other folders by --out and --workdir"
         ) from None
-    done = training.train_all(jobs)
-    for name in names:
-        _report(name, TARGETS[name], done, out, arguments.scale)
-    _index(out, arguments.scale)
     if missing := len(jobs) - len(done):
         raise TrainingError(f"{missing} of {len(jobs)} runs failed, see above; their lines in {out} are empty")
 
@@ -89,15 +90,24 @@ def _data_settings(arguments: argparse.Namespace, run: str) -> list[str]:
 def _report(name: str, target: Target, jobs: Sequence[Job], out: pathlib.Path, scale: str) -> None:
     """Writes NAME.csv, NAME.png and NAME.md, and says so."""
     command = f"python -m xception_jax {shlex.join(sys.argv[1:])}"
+    labels = {network.run: network.label for network in target.networks}
     if target.kind == "speed":
         measured = speed.measure(scale)
         rows.write(out / f"{name}.csv", measured, speed.COLUMNS)
-        figure = figures.steps_per_second(measured, speed.LABELS)
+        figure = figures.steps_per_second(measured, labels)
         text = "\n".join(
-            [f"# {target.title}", "", f"    {command}", "", *speed.table(measured), "", f"![]({name}.png)", ""]
+            [
+                f"# {target.title}",
+                "",
+                f"    {command}",
+                "",
+                *speed.table(measured, labels),
+                "",
+                f"![]({name}.png)",
+                "",
+            ]
         )
     else:
-        labels = {network.run: network.label for network in target.networks}
         found = rows.of_jobs(jobs, labels)
         if not found:
             return

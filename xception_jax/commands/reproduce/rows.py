@@ -1,14 +1,14 @@
 """What the runs measured, as rows of a CSV file: the source of every page, plot and notebook."""
 
 import csv
+import functools
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 from flax import nnx
 
-from xception_jax import models, writers
+from xception_jax import models, state, writers
 from xception_jax.commands.reproduce.training import Job
 from xception_jax.workdir import read_recipe
 
@@ -25,8 +25,7 @@ def of_workdir(workdir: pathlib.Path, *, run: str, label: str) -> list[Row]:
       run, label: names of it.
     """
     recipe = read_recipe(workdir)
-    model = nnx.eval_shape(lambda: models.create_model(recipe.model_name, **recipe.model_settings))
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+    parameters = _count_parameters(recipe.model_name, tuple(recipe.model_settings.items()))
     return [
         {
             "run": run,
@@ -41,6 +40,11 @@ def of_workdir(workdir: pathlib.Path, *, run: str, label: str) -> list[Row]:
         for row in writers.read_jsonl(workdir / "metrics.jsonl")
         if row["kind"] != "train"
     ]
+
+
+@functools.cache  # seeds share it, and targets share runs
+def _count_parameters(name: str, settings: tuple[tuple[str, Any], ...]) -> int:
+    return state.count(state.split(nnx.eval_shape(lambda: models.create_model(name, **dict(settings))))[1])
 
 
 def of_jobs(jobs: Sequence[Job], labels: dict[str, str]) -> list[Row]:

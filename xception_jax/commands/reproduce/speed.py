@@ -2,18 +2,15 @@
 
 import dataclasses
 import statistics
+from collections.abc import Mapping
 
-import jax
-from flax import nnx
-
-from xception_jax import memory
+from xception_jax import state
 from xception_jax.commands.benchmark import device
 from xception_jax.commands.benchmark.workload import WARM_UP, Step, Workload
 from xception_jax.commands.reproduce.rows import Row
 
 COLUMNS = ("run", "round", "seconds", "batch", "image_size", "dtype", "device", "cpu", "cores", "busy", "commit")
 PAPER = {"inception_v3": (23_626_728, 31), "xception": (22_855_952, 28)}  # parameters, steps a second on 60 K80
-LABELS = {"inception_v3": "Inception V3", "xception": "Xception"}
 SETTINGS = {"inception_v3": {"reading": "paper"}, "xception": {}}  # the readings that table 3 counts
 SMOKE = {"inception_v3": {"modules": (1, 1, 1), "width": 0.1}, "xception": {"middle_blocks": 1}}
 # Scale -> batch, pixels, type, rounds.
@@ -42,13 +39,12 @@ def workload(run: str, scale: str) -> Workload:
 
 def size(run: str) -> Size:
     """Of the paper's network, whatever the scale."""
-    model = workload(run, "full").abstract_model()
-    return Size(*(sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, kind))) for kind in (nnx.Param, ...)))
+    _, params, batch_stats = state.split(workload(run, "full").abstract_model())
+    return Size(state.count(params), state.count(params) + state.count(batch_stats))
 
 
 def measure(scale: str) -> list[Row]:
     """Rows of COLUMNS: the seconds of training steps, one of each network after the other."""
-    memory.keep_freed_memory()
     steps = {run: Step(workload(run, scale), "train") for run in PAPER}
     for step in steps.values():
         for _ in range(WARM_UP):
@@ -67,22 +63,21 @@ def ratios(rows: list[Row]) -> list[float]:
     return [theirs / ours for ours, theirs in zip(seconds["xception"], seconds["inception_v3"], strict=True)]
 
 
-def table(rows: list[Row]) -> list[str]:
-    """The table of the page, in Markdown."""
+def table(rows: list[Row], labels: Mapping[str, str]) -> list[str]:
+    """The table of the page, in Markdown; `labels`: run -> its name."""
+    sizes = {run: size(run) for run in PAPER}
     lines = [
         "| | parameters, paper | here, trained | with moving statistics | steps/second, paper (60 K80) | here |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for run, (parameters, steps) in PAPER.items():
-        counted = size(run)
         seconds = statistics.median(row["seconds"] for row in rows if row["run"] == run)
         lines.append(
-            f"| {LABELS[run]} | {parameters:,} | {counted.trained:,} | {counted.total:,} | {steps} |"
+            f"| {labels[run]} | {parameters:,} | {sizes[run].trained:,} | {sizes[run].total:,} | {steps} |"
             f" {1 / seconds:.3g} |"
         )
     found = sorted(ratios(rows))
-    sizes = {run: size(run).trained for run in PAPER}
-    smaller = 1 - sizes["xception"] / sizes["inception_v3"]
+    smaller = 1 - sizes["xception"].trained / sizes["inception_v3"].trained
     first = rows[0]
     return [
         *lines,

@@ -108,9 +108,9 @@ def train_all(jobs: Sequence[Job]) -> list[Job]:
       UserError: for a directory with another recipe's run, before anything is trained.
       TrainingError: when interrupted.
     """
-    waiting = [job for job in jobs if not job.finished]
-    done = [job for job in jobs if job not in waiting]
-    print(f"{len(jobs)} runs, {len(done)} of them are there already", flush=True)
+    finished = {job.workdir for job in jobs if job.finished}
+    waiting = [job for job in jobs if job.workdir not in finished]
+    print(f"{len(jobs)} runs, {len(finished)} of them are there already", flush=True)
     for number, job in enumerate(waiting, 1):
         print(f"[{number}/{len(waiting)}] {job.run}, seed {job.seed}: ", end="", flush=True)
         start = time.monotonic()
@@ -122,5 +122,5 @@ def train_all(jobs: Sequence[Job]) -> list[Job]:
         if not complete:
             raise TrainingError("interrupted; what was trained is saved: run the same command to go on")
         print(f"{time.monotonic() - start:.0f} s", flush=True)
-        done.append(job)
-    return [job for job in jobs if job in done]
+        finished.add(job.workdir)
+    return [job for job in jobs if job.workdir in finished]
