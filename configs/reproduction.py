@@ -26,6 +26,8 @@ from configs import (
     jft_xception_fc,
 )
 
+SEGMENTS = (1, 2, 3, 4, 8, 16, 32, 64)  # of a spatial convolution; Xception has one a channel
+
 # Run -> (recipe, what is different from it).
 RUNS = {
     "xception": (imagenet_xception, {}),
@@ -35,7 +37,7 @@ RUNS = {
     "xception_without_residuals": (imagenet_xception, {"model.residual": False}),
     "xception_relu": (imagenet_xception, {"model.intermediate_activation": "relu"}),
     "xception_elu": (imagenet_xception, {"model.intermediate_activation": "elu"}),
-    **{f"segments_{n}": (imagenet_xception, {"model.segments": n}) for n in (1, 2, 4, 8, 16)},
+    **{f"segments_{n}": (imagenet_xception, {"model.segments": n}) for n in SEGMENTS},
     "jft_xception": (jft_xception, {}),
     "jft_inception_v3": (jft_inception_v3, {}),
     "jft_xception_fc": (jft_xception_fc, {}),
@@ -48,16 +50,22 @@ MATCHED = {
     "full": {
         1: ((40, 88, 256), (344, 520, 696)),
         2: ((64, 120, 336), (488, 728, 992)),
+        3: ((72, 144, 392), (560, 840, 1120)),
         4: ((80, 152, 432), (616, 928, 1232)),
         8: ((88, 184, 528), (736, 1104, 1488)),
         16: ((104, 208, 608), (832, 1256, 1688)),
+        32: ((112, 224, 664), (912, 1360, 1824)),
+        64: ((120, 240, 696), (960, 1440, 1928)),
     },
     "small": {
         1: ((11, 17, 23), (34, 45, 63)),
         2: ((15, 23, 31), (46, 59, 66)),
+        3: ((18, 27, 36), (53, 71, 82)),
         4: ((20, 30, 40), (59, 76, 87)),
         8: ((24, 36, 48), (72, 99, 128)),
         16: ((28, 41, 55), (83, 114, 145)),
+        32: ((30, 45, 60), (93, 124, 156)),
+        64: ((32, 48, 64), (95, 127, 152)),
     },
 }
 

@@ -90,8 +90,9 @@ def _comparisons(target: Target, rows: Sequence[Row]) -> list[str]:
     papers = {network.run: network.paper.get(target.measures[0]) for network in target.networks}
     name = NAMES[target.measures[0]]
     lines = [
-        f"Differences in {name}, in points, paired over seeds, with the interval of 95 %; over training = of the"
-        " mean of all evaluations, which is higher for the network that converges faster.",
+        f"Differences in {name}, in points, paired over seeds, with intervals of 95 % each, not corrected for"
+        " their number; over training = of the mean of all evaluations, which is higher for the network that"
+        " converges faster.",
         "",
         "| | paper | here, at the end | here, over training |",
         "| --- | ---: | ---: | ---: |",
@@ -115,22 +116,27 @@ def verdict(target: Target, rows: Sequence[Row], scale: str) -> str:
     """What these runs say of the paper's claim, in words that follow from the intervals."""
     if scale == "smoke":
         return "A smoke test: the numbers mean nothing."
-    labels = {network.run: network.label for network in target.networks}
-    said = [
-        f"{labels[better]} against {labels[worse]}: at the end {_judge(end, target)}, over training"
-        f" {_judge(training, target)}."
-        for (better, worse), (end, training) in differences(target, rows).items()
-    ]
     claim = "An open question of the paper." if target.claim is None else f"The paper: {target.claim}"
+    labels = {network.run: network.label for network in target.networks}
+    found = differences(target, rows)
+    said = []
+    for first in dict.fromkeys(better for better, _ in found):
+        for moment, name in enumerate(("at the end", "over training")):
+            judged: dict[str, list[str]] = {}
+            for (better, worse), difference in found.items():
+                if better == first:
+                    judged.setdefault(_judge(difference[moment], target), []).append(labels[worse])
+            text = "; ".join(f"{judgment} {', '.join(others)}" for judgment, others in judged.items())
+            said.append(f"{labels[first][0].upper()}{labels[first][1:]}, {name}: {text}.")
     return " ".join([claim, *said])
 
 
 def _judge(difference: Difference, target: Target) -> str:
     if difference.low is None:
-        return "undecided (one seed)"
+        return "undecided by one seed against"
     if difference.sign == 0:
-        return "no difference that these seeds can tell"
+        return "no difference that these seeds can tell to"
     better = "better" if difference.sign > 0 else "worse"
     if target.claim is None:
-        return better
-    return f"{better} ({'as' if difference.sign > 0 else 'contrary to what'} the paper says)"
+        return f"{better} than"
+    return f"{better}, {'as' if difference.sign > 0 else 'contrary to what'} the paper says, than"

@@ -129,7 +129,7 @@ TARGETS = {
             Network("xception", "one segment a channel"),
             *(
                 Network(f"segments_{number}", f"{number} segment" + "s" * (number > 1))
-                for number in (16, 8, 4, 2, 1)
+                for number in (64, 32, 16, 8, 4, 3, 2, 1)
             ),
         ),
         None,
