@@ -3,6 +3,7 @@
 import contextlib
 import io
 import re
+import signal
 import sys
 
 import pytest
@@ -80,3 +81,9 @@ def test_an_unknown_model_is_one_line(capsys):
     with pytest.raises(SystemExit):
         summary("--model", "exception")
     assert re.fullmatch(r"error: --model='exception': choose one of .*\n", capsys.readouterr().err)
+
+
+def test_ctrl_c_is_one_line(monkeypatch):
+    monkeypatch.setattr(__main__.summary, "run", lambda _: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(SystemExit, match=r"\Ainterrupted\Z"):
+        summary()

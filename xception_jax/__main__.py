@@ -19,7 +19,7 @@ COMMANDS = {
 
 
 def main() -> None:
-    """Runs the command; a mistake is one line and exit code 2."""
+    """Runs the command; a mistake is one line and exit code 2, a failed run or Ctrl-C one line and 1."""
     parser = argparse.ArgumentParser(prog="python -m xception_jax", description=__doc__, allow_abbrev=False)
     subparsers = parser.add_subparsers(dest="command", required=True)
     for name, module in COMMANDS.items():
@@ -34,6 +34,8 @@ def main() -> None:
     except (UserError, TrainingError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, UserError) else 1)
+    except KeyboardInterrupt:
+        sys.exit("interrupted")
 
 
 if __name__ == "__main__":
