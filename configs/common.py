@@ -22,6 +22,8 @@ def default(model: str = "xception") -> ConfigDict:
     config.weighted_loss = True  # by the data's weights of classes, if it has any; False = only MAP@100 is
     config.model = MODELS[model](model)
     config.data = _data()
+    if model in ("vgg16", "resnet50", "resnet101", "resnet152"):  # the others see 299 pixels
+        config.data.image_size, config.data.eval_crop = 224, "shorter_side"
     config.augment = _augment()
     config.optimizer = _optimizer()
     config.schedule = _schedule()
@@ -131,6 +133,7 @@ def _data() -> ConfigDict:
     config.root = placeholder(str)  # the folder; the manifest's file; TFDS's data_dir
     config.train_split = placeholder(str)  # of tfds: None = train
     config.eval_split = placeholder(str)  # of tfds: None = validation, or else test
+    config.label = placeholder(str)  # of tfds: the feature with the classes, where a set has several
     config.eval_exclude = placeholder(str)  # file that lists validation images to leave out
     config.holdout = 0.1  # share for validation of a folder or manifest without such pictures
     config.classes = placeholder(str)  # of a manifest: file with the classes' order and weights
@@ -197,7 +200,7 @@ def _schedule() -> ConfigDict:
     config.decay_every_steps = placeholder(float)
     config.decay_every_samples = placeholder(float)
     config.staircase = True
-    config.boundaries_epochs = ()
+    config.boundaries_epochs = ()  # of "piecewise": from each on, the rate is multiplied by the factor beside it
     config.factors = ()
     config.end_fraction = 0.0
     config.warmup_epochs = placeholder(float)  # at most one of the three

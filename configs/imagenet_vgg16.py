@@ -24,8 +24,6 @@ def get_config(variant: str = ""):
     config.model.dtype = "bfloat16"
 
     config.data.name = "tfds:imagenet2012"
-    config.data.image_size = 224
-    config.data.eval_crop = "shorter_side"
     config.data.num_threads = 16
 
     config.optimizer.weight_decay = 5e-4
@@ -33,7 +31,7 @@ def get_config(variant: str = ""):
     config.schedule.base_lr = 0.01
     config.schedule.reference_batch = 256
     config.schedule.boundaries_epochs = (25.0, 45.0, 60.0)
-    config.schedule.factors = (0.1, 0.01, 0.001)
+    config.schedule.factors = (0.1, 0.1, 0.1)
 
     config.evaluate_every_epochs = 2.0
     config.checkpoint_every_steps = 1000

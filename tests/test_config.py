@@ -86,11 +86,29 @@ def test_the_experiment_of_section_4():
     for recipe in (xception, inception):
         assert recipe.optimizer.name.startswith("rmsprop") and recipe.optimizer.workers == 1
         assert recipe.model["dropout"] == 0 and recipe.polyak.decay is not None and not recipe.weighted_loss
-        rate = config_lib.make_schedule(recipe, num_examples=9_000_000)
+        rate = config_lib.make_schedule(recipe, num_examples=1_743_042)
         steps = 3_000_000 / recipe.batch_size
         expected = [0.001, 0.001, 0.0009, 0.00081]
         rates = [float(rate(step)) for step in (0, np.floor(steps), np.ceil(steps), np.ceil(2 * steps))]
         np.testing.assert_allclose(rates, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "epochs", "factor"),
+    [
+        ("imagenet_vgg16", 0.01, (25, 45, 60), 0.1),
+        ("imagenet_resnet152", 0.1, (30, 60, 90), 0.1),
+        ("imagenet_xception", 0.045 * 2048 / 1920, (2, 4, 6), 0.94),
+        ("imagenet_inception_v3", 0.045 * 2048 / 1920, (2, 4, 6), 0.94),
+    ],
+)
+def test_the_learning_rate_falls_by_a_factor_at_each_of_these_epochs(name, first, epochs, factor):
+    recipe = parse(importlib.import_module(f"configs.{name}").get_config())
+    rate = config_lib.make_schedule(recipe, num_examples=1_281_167)
+    firsts = [int(np.ceil(epoch * 1_281_167 / recipe.batch_size)) for epoch in epochs]
+    rates = [float(rate(step)) for start in firsts for step in (start - 1, start)]
+    expected = [first * factor**power for power in (0, 1, 1, 2, 2, 3)]
+    np.testing.assert_allclose(rates, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", RECIPES)

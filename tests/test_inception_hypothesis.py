@@ -88,3 +88,16 @@ def test_figure_1_has_a_tower_of_each_kind():
     np.testing.assert_allclose(
         module(jnp.asarray(x, jnp.float32)), np.concatenate(outputs, -1), rtol=1e-4, atol=1e-5
     )
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: hypothesis.ExtremeModule(5, 4, activation="gelu", rngs=nnx.Rngs(0)), "activation = 'gelu'"),
+        (lambda: hypothesis.SimplifiedModule(5, 4, towers=0, rngs=nnx.Rngs(0)), "towers = 0: must be at least 1"),
+        (lambda: hypothesis.SegmentedModule(5, 4, segments=0, rngs=nnx.Rngs(0)), "segments=0: must be at least 1"),
+    ],
+)
+def test_a_wrong_argument_is_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

@@ -177,17 +177,6 @@ def test_workers_in_turn_are_a_server_and_copies(name, workers, terms, decay):
             np.testing.assert_allclose(a[leaf], e[leaf], rtol=1e-5, atol=1e-6)
 
 
-def test_one_worker_is_synchronous():
-    settings = {"momentum": 0.5, "weight_decay": 0.3, "clip_norm": 0.5}
-    plain, single = (
-        optim.make_optimizer("sgd", 0.1, **settings),
-        optim.make_optimizer("sgd", 0.1, **settings, workers=1),
-    )
-    jax.tree.map(np.testing.assert_array_equal, actual_path(single), actual_path(plain))
-    params = jax.tree.map(jnp.float32, START)
-    assert jax.tree.structure(single.init(params)) == jax.tree.structure(plain.init(params))
-
-
 def test_gradients_that_wait_are_written_in_place():
     """The memory of a step grows by nothing but the state."""
     params, workers = {"kernel": jnp.zeros((64, 64))}, 20

@@ -163,7 +163,7 @@ class TestManyLabels:
             {
                 "label": tfds.features.ClassLabel(names=["other", *COLORS]),
                 "confidence": np.int32,
-                "source": np.int64,
+                "source": tfds.features.ClassLabel(names=names),
             }
         )
         features = {"image": ONE["image"], "image/filename": tfds.features.Text()}
@@ -180,8 +180,9 @@ class TestManyLabels:
             ("blue", 10, "crowdsource-verification"),
         ]
         objects = [{"label": label, "confidence": sure, "source": source} for label, sure, source in cases]
+        others = [{"label": "other", "confidence": 10, "source": "verification"}]
         examples = [
-            {"image": encode(i), "image/filename": f"{i}.jpg", "objects": [], "objects_trainable": objects * i}
+            {"image": encode(i), "image/filename": f"{i}.jpg", "objects": others, "objects_trainable": objects * i}
             for i in range(2)
         ]
         write_set(tmp_path, "open", features, {"train": examples, "validation": examples}, config="200k")
@@ -190,6 +191,21 @@ class TestManyLabels:
         labels = {dataset.train[i]["image"]: dataset.train[i]["label"] for i in range(2)}
         assert labels == {encode(0): (), encode(1): (0, 2)}
         assert dataset.train.name(0) in {f"record 0 of open/200k train ({i}.jpg)" for i in range(2)}
+        dataset = records.load("open/200k", root=str(tmp_path), label="objects")
+        assert dataset.class_names == ("other", *COLORS)
+        assert [dataset.train[i]["label"] for i in range(2)] == [(0,), (0,)]
+
+    def test_one_of_several_labels_can_be_named(self, tmp_path):
+        features = ONE | {"coarse_label": tfds.features.ClassLabel(names=["cold", "warm"])}
+        examples = [example | {"coarse_label": int(example["label"] == 0)} for example in one_label(6)]
+        write_set(tmp_path, "coarse", features, {"train": examples, "test": examples[:2]})
+        dataset = records.load("coarse", root=str(tmp_path), label="coarse_label")
+        assert not dataset.multilabel and dataset.class_names == ("cold", "warm")
+        assert pairs(dataset.train) == sorted((e["image"], e["coarse_label"]) for e in examples)
+        copy = pickle.loads(pickle.dumps(dataset.train))  # as a worker process gets it
+        assert pairs(copy) == pairs(dataset.train)
+        with pytest.raises(ValueError, match=r"label = 'fine': has no .* one of \['coarse_label', 'label'\]"):
+            records.load("coarse", root=str(tmp_path), label="fine")
 
 
 class TestSplits:
@@ -281,7 +297,7 @@ class TestFeatures:
             ({"image": ONE["image"], "label": np.int64}, "must have a ClassLabel 'label'"),
             (
                 {"image": ONE["image"], **{k: tfds.features.Sequence(ONE["label"]) for k in "ab"}},
-                "must have a ClassLabel 'label'.*with 2 such",
+                r"must have a ClassLabel 'label'.*data.label=KEY, one of \['a', 'b'\]",
             ),
             (ONE | {"image": tfds.features.Image(shape=(8, 8, 1), dtype=np.float32)}, "its images are float32"),
         ],

@@ -379,6 +379,7 @@ def test_labels_of_another_form_are_refused(tmp_path, suffix, line):
         ("digits", {"root": "/images"}, "root = '/images'.*None"),
         ("digits", {"classes": "c.csv"}, "classes = 'c.csv'.*digits"),
         ("folder", {"root": ".", "train_split": "train[:1%]"}, "train_split = 'train.*folder"),
+        ("digits", {"label": "objects"}, "label = 'objects'.*digits"),
     ],
 )
 def test_a_wrong_name_or_setting_is_refused(name, settings, message):

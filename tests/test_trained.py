@@ -103,9 +103,9 @@ def write_open_images(root):
     def make(color):
         found = [(name, 10 * (name == color), "verification") for name in COLORS] + [("green", 10, "machine")]
         keys = ("label", "confidence", "source")
-        return {"objects_trainable": [dict(zip(keys, values, strict=True)) for values in found]}
+        return {"objects": [dict(zip(keys, values, strict=True)) for values in found]}
 
-    return write_tfds(root, "open_images_v4/original", "validation", {"objects_trainable": features}, make)
+    return write_tfds(root, "open_images_v4/original", "validation", {"objects": features}, make)
 
 
 def write_imagenet(root):

@@ -35,6 +35,7 @@ class Data(Section):
     root: str | None
     train_split: str | None
     eval_split: str | None
+    label: str | None
     eval_exclude: str | None
     holdout: Share
     classes: str | None

@@ -298,6 +298,7 @@ def _load(settings: config_lib.Data) -> data.Dataset:
         image_size=settings.image_size,
         train_split=settings.train_split,
         eval_split=settings.eval_split,
+        label=settings.label,
         holdout=settings.holdout,
         classes=settings.classes,
         eval_exclude=settings.eval_exclude,

@@ -142,7 +142,7 @@ class SpatialConv(nnx.Module):
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
-        parts = ops.partition(features, segments or features)
+        parts = ops.partition(features, features if segments is None else segments)
         self.kernels = nnx.List(
             [nnx.Param(KERNEL_INIT(rngs.params(), (3, 3, width, n * width))) for n, width in parts]
         )

@@ -192,9 +192,9 @@ def average_precision(
       precision(i) = (y[c(1)] + ... + y[c(i)]) / i
 
     The divisor is what the best order would reach, so AP is in [0, 1] for any number of labels. Weights weigh what
-    a class contributes, not the precision. With weights of 1 and k = classes it is scikit-learn's
-    `average_precision_score`. Of equal logits the first class comes first. A logit of NaN ranks as -inf and counts
-    as wrong.
+    a class contributes, not the precision. With weights of 1, k = classes and no two logits equal it is
+    scikit-learn's `average_precision_score`. Of equal logits the first class comes first. A logit of NaN ranks as
+    -inf and counts as wrong.
 
     Args:
       logits: float[N, classes].

@@ -187,13 +187,7 @@ def make_optimizer(
       ValueError: for an unknown name or mode, or a setting the optimizer does not have.
     """
     _check_terms(name, momentum=momentum, nesterov=nesterov, decay=decay, epsilon=epsilon)
-    if weight_decay_mode not in ("coupled", "decoupled"):
-        raise ValueError(f"weight_decay_mode = {weight_decay_mode!r}: choose 'coupled' or 'decoupled'")
-    try:
-        re.compile(weight_decay_paths)
-    except re.error as error:
-        raise ValueError(f"weight_decay_paths = {weight_decay_paths!r}: no regular expression, {error}") from None
-
+    _check_decay(weight_decay_mode, weight_decay_paths)
     if workers < 1:
         raise ValueError(f"workers = {workers}: must be 1 or more")
 
@@ -311,6 +305,16 @@ def _check_terms(name: str, *, nesterov: bool, **settings: float | None) -> None
             raise ValueError(f"{setting} = {value}: optimizer {name!r} has no {setting}; set it to None")
     if nesterov and "momentum" not in terms[name]:
         raise ValueError(f"nesterov = True: optimizer {name!r} has no momentum; set it to False")
+
+
+def _check_decay(mode: str, paths: str) -> None:
+    """Raises ValueError for an unknown mode of weight decay, or paths that are no regular expression."""
+    if mode not in ("coupled", "decoupled"):
+        raise ValueError(f"weight_decay_mode = {mode!r}: choose 'coupled' or 'decoupled'")
+    try:
+        re.compile(paths)
+    except re.error as error:
+        raise ValueError(f"weight_decay_paths = {paths!r}: no regular expression, {error}") from None
 
 
 def polyak_update(average: PyTree, new: PyTree, *, step: jax.Array, decay: float, warmup: bool) -> PyTree:

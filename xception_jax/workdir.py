@@ -85,4 +85,6 @@ def read_recipe(directory: pathlib.Path) -> config_lib.Recipe:
             f"workdir {directory}: holds no run ({CONFIG}: {error.strerror}); name the directory of one"
         ) from None
     except (json.JSONDecodeError, UserError) as error:
-        raise UserError(f"{path}: is not a recipe of this version ({error}); restore the file") from None
+        raise UserError(
+            f"{path}: is not a recipe of this version ({error}); restore the file or use the version that wrote it"
+        ) from None

@@ -22,7 +22,14 @@ FILE_NAMES = ("file_name", "filename", "image/filename")
 VERIFIED = 10  # confidence in open_images_v4, of 10
 
 
-def load(name: str, *, root: str | None, train_split: str | None = None, eval_split: str | None = None) -> Dataset:
+def load(
+    name: str,
+    *,
+    root: str | None,
+    train_split: str | None = None,
+    eval_split: str | None = None,
+    label: str | None = None,
+) -> Dataset:
     """Encoded images with one label or several.
 
     The image is the only feature of TFDS's type Image. One label is a ClassLabel called "label"; several are a
@@ -34,13 +41,15 @@ def load(name: str, *, root: str | None, train_split: str | None = None, eval_sp
         several versions, the highest.
       root: TFDS's data_dir; None = its own choice, ~/tensorflow_datasets.
       train_split, eval_split: as in TFDS, parts too ("train[:90%]"). None = "train"; "validation", else "test".
+      label: the feature with the classes, where a set has several ("coarse_label" of cifar100, "objects" of
+        open_images_v4); None = the one described above.
 
     Raises:
       ValueError: for a set that is not there, is damaged or of another file format; for splits that it lacks or
         that share images; for features of other kinds.
     """
     builder = _find(name, root)
-    layout = Layout.of(builder.info.features, f"name = 'tfds:{name}'")
+    layout = Layout.of(builder.info.features, f"name = 'tfds:{name}'", label)
     train = train_split or "train"
     evaluation = eval_split or ("validation" if "validation" in builder.info.splits else "test")
     train_ranges = _ranges(builder, "train_split", train_split, train)
@@ -49,7 +58,7 @@ def load(name: str, *, root: str | None, train_split: str | None = None, eval_sp
             f"eval_split = {eval_split!r}: {shared} images of {evaluation!r} are in train_split = {train!r} too;"
             " name splits that share none, as train[:90%] and train[90%:]"
         )
-    sources = [Records(builder.data_dir, split) for split in (train, evaluation)]
+    sources = [Records(builder.data_dir, split, layout.label) for split in (train, evaluation)]
     for source in sources:
         _check_files(builder, source, f"root = {root!r}: {builder.data_dir}: split {source.split!r}")
     weights = (builder.info.metadata or {}).get(METADATA, {}).get("settings", {}).get("class_weights")
@@ -69,13 +78,15 @@ class Records:
     Attributes:
       directory: of one version of a set; TFDS's builder_dir.
       split: as in TFDS.
+      label: the feature with the classes; None as in `load`.
     """
 
     directory: str
     split: str
+    label: str | None = None
 
-    def __reduce__(self):  # a worker process gets these two words and opens the files itself
-        return Records, (self.directory, self.split)
+    def __reduce__(self):  # a worker process gets these words and opens the files itself
+        return Records, (self.directory, self.split, self.label)
 
     @functools.cached_property
     def _opened(self) -> tuple[Any, "Layout", str]:
@@ -86,7 +97,7 @@ class Records:
         serialized = tfds.decode.DeserializeMethod.RAW_BYTES
         records = builder.as_data_source(self.split, deserialize_method=serialized, file_format=FORMAT)
         title = "/".join(filter(None, (builder.info.name, builder.info.config_name)))
-        return records, Layout.of(builder.info.features, self.directory), title
+        return records, Layout.of(builder.info.features, self.directory, self.label), title
 
     def __len__(self) -> int:
         return len(self._opened[0])
@@ -145,15 +156,15 @@ class Layout:
     parsers: tuple[Any, Any]
 
     @classmethod
-    def of(cls, features: Mapping[str, Any], where: str) -> "Layout":
-        """Finds them among a set's features.
+    def of(cls, features: Mapping[str, Any], where: str, label: str | None = None) -> "Layout":
+        """Finds them among a set's features; `label` as in `load`.
 
         Raises:
           ValueError: beginning with `where`, if there is not one image, or no label as in `load`.
         """
         import tensorflow_datasets as tfds
 
-        image, (kind, label) = _find_image(features, where), _find_label(features, where)
+        image, (kind, label) = _find_image(features, where), _find_label(features, where, label)
         file_name = next((key for key in FILE_NAMES if key in features), None)
         inner = features[label] if kind == "one" else features[label].feature
         names = (inner["label"] if kind == "objects" else inner).names
@@ -199,24 +210,40 @@ def _find_image(features: Mapping[str, Any], where: str) -> str:
     return found[0]
 
 
-def _find_label(features: Mapping[str, Any], where: str) -> tuple[str, str]:
+def _find_label(features: Mapping[str, Any], where: str, label: str | None) -> tuple[str, str]:
     """(kind, key); see `Layout`."""
-    import tensorflow_datasets as tfds
-
-    label, sequence = tfds.features.ClassLabel, tfds.features.Sequence
-    if "label" in features and isinstance(features["label"], label):
+    kinds = {key: kind for key, feature in features.items() if (kind := _kind(feature)) is not None}
+    if label is not None:
+        if label not in kinds:
+            raise ValueError(f"{where}: label = {label!r}: has no classes; choose one of {sorted(kinds)}")
+        return kinds[label], label
+    if kinds.get("label") == "one":
         return "one", "label"
-    lists = {key: x.feature for key, x in features.items() if isinstance(x, sequence)}
-    many = [key for key, inner in lists.items() if isinstance(inner, label)]
+    many = [key for key, kind in kinds.items() if kind == "many"]
     if len(many) == 1 or "labels" in many:
         return "many", "labels" if "labels" in many else many[0]
     for key in OBJECTS:
-        if key in lists and {"label", "confidence", "source"} <= set(lists[key]):
+        if kinds.get(key) == "objects":
             return "objects", key
     raise ValueError(
-        f"{where}: must have a ClassLabel 'label' or one sequence of ClassLabel; it has {sorted(features)}, with"
-        f" {len(many)} such sequences"
+        f"{where}: must have a ClassLabel 'label' or one sequence of ClassLabel; it has {sorted(features)}; name"
+        f" the classes by --config.data.label=KEY, one of {sorted(kinds)}"
     )
+
+
+def _kind(feature: Any) -> str | None:
+    """Of a label, see `Layout`; None for any other feature."""
+    import tensorflow_datasets as tfds
+
+    if isinstance(feature, tfds.features.ClassLabel):
+        return "one"
+    if not isinstance(feature, tfds.features.Sequence):
+        return None
+    inner = feature.feature
+    if isinstance(inner, tfds.features.ClassLabel):
+        return "many"
+    of_objects = isinstance(inner, tfds.features.FeaturesDict) and {"label", "confidence", "source"} <= set(inner)
+    return "objects" if of_objects else None
 
 
 def _find(name: str, root: str | None) -> Any:

@@ -17,6 +17,7 @@ def load(
     image_size: int = 299,
     train_split: str | None = None,
     eval_split: str | None = None,
+    label: str | None = None,
     holdout: float = 0.1,
     classes: str | None = None,
     eval_exclude: str | None = None,
@@ -28,7 +29,7 @@ def load(
         that TFDS or `python -m xception_jax prepare` wrote.
       root: the folder; the manifest's file; TFDS's data_dir.
       image_size: of "synthetic", in pixels.
-      train_split, eval_split: of "tfds:", see `records.load`.
+      train_split, eval_split, label: of "tfds:", see `records.load`.
       holdout: of "folder" and "manifest" without validation pictures of their own.
       classes: of "manifest", see there.
       eval_exclude: file that lists validation images to leave out, see `exclusion.exclude`.
@@ -48,11 +49,11 @@ def load(
     if root is not None and not (needs_root or is_records):
         raise ValueError(f"root = {root!r}: dataset {name!r} comes without files; set root to None")
     _refuse_needless("classes", classes, name, name == "manifest")
-    for key, split in {"train_split": train_split, "eval_split": eval_split}.items():
-        _refuse_needless(key, split, name, is_records)
+    of_records = {"train_split": train_split, "eval_split": eval_split, "label": label}
+    for key, value in of_records.items():
+        _refuse_needless(key, value, name, is_records)
     if is_records:
-        splits = {"train_split": train_split, "eval_split": eval_split}
-        dataset = records.load(name.removeprefix(RECORDS), root=root, **splits)
+        dataset = records.load(name.removeprefix(RECORDS), root=root, **of_records)
     else:
         dataset = _load_named(name, root=root, image_size=image_size, holdout=holdout, classes=classes)
     return dataset if eval_exclude is None else exclude(dataset, eval_exclude)

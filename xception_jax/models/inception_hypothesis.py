@@ -1,7 +1,8 @@
 """The Inception hypothesis in four modules: figures 1-4 of Chollet 2017, from an Inception module to its extreme.
 
 Each maps float[N, H, W, features_in] to float[N, H, W, features]. None has batch normalization, so that what they
-share is plain to see; `activation` ("relu", as in Inception, "elu" or None) follows every convolution.
+share is plain to see; `activation` ("relu", as in Inception, "elu" or None) follows every convolution. Another
+activation, or less than one tower or segment, is a ValueError.
 
     figure 1  CanonicalModule   towers of 1x1, 1x1 - 3x3, 1x1 - 3x3 - 3x3 and average pooling - 1x1
     figure 2  SimplifiedModule  towers of 1x1 - 3x3 only
@@ -21,6 +22,8 @@ from xception_jax.layers import ACTIVATIONS, Conv, SpatialConv
 
 
 def _activation(name: str | None) -> Callable[[jax.Array], jax.Array]:
+    if name is not None and name not in ACTIVATIONS:
+        raise ValueError(f"activation = {name!r}: choose one of {sorted(ACTIVATIONS)} or None")
     return (lambda x: x) if name is None else ACTIVATIONS[name]
 
 
@@ -83,6 +86,8 @@ class SimplifiedModule(nnx.Module):
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
+        if towers < 1:
+            raise ValueError(f"towers = {towers}: must be at least 1")
         conv = functools.partial(Conv, dtype=dtype, rngs=rngs)
         widths = [width for count, width in ops.partition(features, towers) for _ in range(count)]
         self.pointwise = nnx.List([conv(features_in, width, 1) for width in widths])

@@ -115,6 +115,9 @@ class Network(nnx.Module):
           x: images, normalized as `PREPROCESSING` says.
           train: use and update batch statistics, apply dropout.
           key: PRNG key of the dropout; needed if `train` and `config.dropout` > 0.
+
+        Raises:
+          ValueError: for images of another shape or too small, or a missing key.
         """
         if train and self.config.dropout and key is None:
             raise ValueError(f"key = None: training with dropout = {self.config.dropout} needs a PRNG key")

@@ -143,7 +143,11 @@ class ResNet50(network.Network):
         self._add_head(features, rngs=rngs)
 
     def features(self, x: jax.Array, *, train: bool = False) -> jax.Array:
-        """Normalized images float[N, H, W, in_channels] -> float[N, h, w, 4 widths[-1]] before pooling."""
+        """Normalized images float[N, H, W, in_channels] -> float[N, h, w, 4 widths[-1]] before pooling.
+
+        Raises:
+          ValueError: for images of another shape.
+        """
         config = self.config
         self._check_images(x)
         with jax.named_scope("stem"):

@@ -101,12 +101,16 @@ class VGG(network.Network):
         """Normalized images float[N, image_size, image_size, in_channels] -> float[N, h, w, C] before the head.
 
         `train` is there for the same call as other models have: nothing here depends on it.
+
+        Raises:
+          ValueError: for images of another shape.
         """
         config = self.config
         self._check_images(x)
         if x.shape[1:3] != (config.image_size,) * 2:
             raise ValueError(
-                f"images of {x.shape[1:3]} pixels do not fit: the model's image_size is {config.image_size}"
+                f"images of {x.shape[1:3]} pixels do not fit: the model's image_size is {config.image_size};"
+                " resize them, or create it for these"
             )
         for i, stage in enumerate(self.stages):
             with jax.named_scope(f"stage_{i}"):
