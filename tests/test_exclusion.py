@@ -55,6 +55,21 @@ def test_listed_images_are_left_out(load, root, text, kept):
         assert dataset.validation[index]["label"] == labels[dataset.validation.name(index)]
 
 
+def test_of_equal_names_the_one_in_the_listed_folder_is_left_out(tmp_path):
+    for place, name in enumerate(("train/cat/1", "train/dog/1", "val/cat/1", "val/dog/1", "val/dog/2")):
+        path = tmp_path / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((4, 4, 3), 50 * place, np.uint8)).save(path)
+    listed = tmp_path / "list"
+    listed.write_text("dog/1.png\ndog/2")
+    dataset = data.load("folder", root=str(tmp_path), eval_exclude=str(listed))
+    (left,) = (dataset.validation.name(index) for index in range(len(dataset.validation)))
+    assert left.endswith("val/cat/1.png")
+    listed.write_text("1.png")
+    with pytest.raises(ValueError, match=r"lists '1', which is '.*cat/1' or '.*dog/1'; write it with its folder"):
+        data.load("folder", root=str(tmp_path), eval_exclude=str(listed))
+
+
 def test_the_batches_of_training_stay(load, root):
     assert load("36").fingerprint() == data.load("folder", root=str(root)).fingerprint()
 

@@ -13,8 +13,10 @@ from scipy import stats
 from configs import reproduction
 from xception_jax import __main__
 from xception_jax import config as config_lib
-from xception_jax.commands.reproduce import figures, page, rows, speed, statistics
+from xception_jax.commands.reproduce import figures, page, rows, speed, statistics, training
 from xception_jax.commands.reproduce.targets import TARGETS
+from xception_jax.errors import TrainingError
+from xception_jax.loop import Result
 from xception_jax.models import create_model
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -105,9 +107,15 @@ def make_rows(name, finals):
     ]
 
 
-def write_page(name, finals, scale="small"):
+def write_page(name, finals, scale="small", settings=()):
     return page.write(
-        TARGETS[name], make_rows(name, finals), scale=scale, command="COMMAND", device="DEVICE", plot="p.png"
+        TARGETS[name],
+        make_rows(name, finals),
+        scale=scale,
+        settings=settings,
+        command="COMMAND",
+        written="by CODE",
+        plot="p.png",
     )
 
 
@@ -150,6 +158,24 @@ class TestPage:
         assert "\n**Verdict.** An open question of the paper. One segment a channel, at the end:" in text
         assert "tell to 4 segments; better than 2 segments, 1 segment. One" in text
         assert "the paper says" not in text
+
+    def test_the_paper_claims_faster_convergence_in_figures_9_and_10_only(self):
+        text = write_page("table1", {"xception": [0.9, 0.91, 0.92], "resnet152": [0.5, 0.5, 0.5]})
+        assert (
+            "at the end: better, as the paper says, than ResNet-152. Xception, over training: better than" in text
+        )
+
+    def test_what_failed_is_named(self):
+        text = write_page("fig9", {"xception": [0.9, 0.9]})
+        assert "(section 4.6). Not trained: Xception without residual connections.\n" in text
+        assert "Differences in" not in text
+
+    def test_other_data_and_settings_are_told(self):
+        finals = {"xception": [0.9], "inception_v3": [0.8]}
+        text = write_page("table1", finals, settings=["--config.total_epochs=1.0"])
+        assert "numbers are of other images" in text and "changed by `--config.total_epochs=1.0`. Seeds" in text
+        assert "numbers are of other images" not in write_page("table1", finals, scale="full")
+        assert "numbers are of other images" in write_page("table2", {"jft_xception": [0.1]}, scale="full")
 
     def test_a_smoke_test_claims_nothing(self):
         text = write_page("fig9", {"xception": [0.9], "xception_without_residuals": [0.1]}, scale="smoke")
@@ -198,16 +224,69 @@ class TestSpeed:
         ]
         assert speed.ratios(measured) == [0.5, 1.0, 0.25]
         labels = {"inception_v3": "Inception V3", "xception": "Xception"}
-        text = "\n".join(speed.table(measured, labels))
+        text = "\n".join([*speed.table(measured, labels), speed.verdict(measured, "CLAIM.", "small")])
         assert "| Inception V3 | 23,626,728 | 23,626,728 | 23,660,968 | 31 | 1 |" in text
         assert "| Xception | 22,855,952 | 22,855,952 | 22,910,480 | 28 | 0.5 |" in text
-        assert "3.26% fewer parameters" in text and "0.500 times the steps" in text
+        assert "0.500 times the steps" in text
+        assert "CLAIM. Here: Xception has 3.26% fewer parameters, and is slower in 2 of 3 rounds." in text
+        assert "times mean nothing" in speed.verdict(measured, "CLAIM.", "smoke")
 
 
 def test_rows_survive_the_file(tmp_path):
     table = make_rows("fig9", {"xception": [0.9, 0.6]})
     rows.write(tmp_path / "rows.csv", table)
     assert rows.read(tmp_path / "rows.csv") == table
+
+
+def test_runs_that_a_page_would_lose_are_named(tmp_path):
+    path = tmp_path / "rows.csv"
+    assert rows.missing(path, []) == []
+    rows.write(path, make_rows("fig9", {"xception": [0.9, 0.6], "xception_without_residuals": [0.1]}))
+    others = make_rows("fig9", {"xception": [0.8, 0.8, 0.8]})
+    assert rows.missing(path, others) == ["xception_without_residuals, seed 0"]
+    assert rows.missing(path, make_rows("fig9", {"xception": [0.8]})) == [
+        "xception, seed 1", "xception_without_residuals, seed 0"
+    ]  # fmt: skip
+
+
+class TestQueue:
+    """With a `train` that ends as is asked."""
+
+    @pytest.fixture
+    def jobs(self, tmp_path):
+        return [training.Job(f"run{n}", 0, (), None, tmp_path / f"run{n}") for n in range(3)]
+
+    def trained(self, jobs, monkeypatch, ends):
+        """What a queue of `jobs` is told to train, one after the other."""
+        calls = []
+
+        def train(job):
+            calls.append(job.run)
+            end = ends.get(job.run, Result(4, {}, 9, "f", stopped=False))
+            if isinstance(end, Exception):
+                raise end
+            return end
+
+        monkeypatch.setattr(training, "train", train)
+        return training.Queue(jobs), calls
+
+    @pytest.mark.parametrize(
+        "error", [TrainingError("no disk"), jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: no memory\nmore")]
+    )
+    def test_a_run_that_fails_does_not_stop_the_others(self, jobs, monkeypatch, capsys, error):
+        queue, calls = self.trained(jobs, monkeypatch, {"run1": error})
+        assert queue.train(jobs[:2]) == jobs[:1] and queue.train(jobs) == [jobs[0], jobs[2]]
+        assert calls == ["run0", "run1", "run2"] and queue.failed == {jobs[1].workdir}
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0] == "3 runs, 0 of them are there already"
+        assert lines[2] == f"[2/3] run1, seed 0: failed: {str(error).splitlines()[0]}" and len(lines) == 4
+
+    @pytest.mark.parametrize(("evaluation", "finished"), [(None, 0), ({}, 1)])
+    def test_a_stop_ends_it_even_if_it_comes_after_the_last_step(self, jobs, monkeypatch, evaluation, finished):
+        queue, calls = self.trained(jobs, monkeypatch, {"run0": Result(2, evaluation, 9, "f", stopped=True)})
+        with pytest.raises(TrainingError, match=r"interrupted.*the same command"):
+            queue.train(jobs)
+        assert calls == ["run0"] and len(queue.finished) == finished
 
 
 # ml_collections loads recipes by a method that Python is to lose.
@@ -267,6 +346,21 @@ class TestCommand:
             and "has schedule.base_lr = 0.045, not 0.1" in output
         )
 
+    @pytest.mark.parametrize("setting", ["total_steps=2", "evaluate_every_steps=4", "data.eval_exclude=list"])
+    def test_a_run_that_was_measured_otherwise_is_refused(self, reproduce, reproduced, tmp_path, setting):
+        folders = ("--workdir", reproduced / "runs", "--out", tmp_path)
+        code, output = reproduce("fig9", "--scale", "smoke", *folders, f"--config.{setting}")
+        assert code == 2 and output.count("\n") == 1 and f"has {setting.split('=')[0]} = " in output
+
+    def test_a_page_of_more_runs_stays(self, reproduce, reproduced, tmp_path):
+        folders = ("--workdir", reproduced / "runs", "--out", tmp_path)
+        table = make_rows("fig9", {"xception": [0.9, 0.9]})
+        (tmp_path / "smoke").mkdir()
+        rows.write(tmp_path / "smoke/fig9.csv", table)
+        code, output = reproduce("fig9", "--scale", "smoke", *folders)
+        assert code == 0 and "stays as it is, since these runs are missing: xception, seed 1\n" in output
+        assert rows.read(tmp_path / "smoke/fig9.csv") == table
+
     def test_missing_runs_can_be_launched_elsewhere(self, reproduce, tmp_path):
         code, output = reproduce(
             "table1",
@@ -290,15 +384,35 @@ class TestCommand:
         )
 
     def test_mistakes_are_one_line(self, reproduce, tmp_path):
-        code, output = reproduce(
-            "fig9", "--scale", "smoke", "--workdir", tmp_path, "--config.modle.residual=False"
-        )
+        folders = ("--workdir", tmp_path, "--out", tmp_path)
+        code, output = reproduce("fig9", "--scale", "smoke", *folders, "--config.modle.residual=False")
         assert code == 2 and "did you mean 'model'" in output.splitlines()[-1], output
         (tmp_path / "file").write_text("")
         code, output = reproduce("fig9", "--scale", "smoke", "--out", tmp_path / "file")
         assert code == 2 and output.startswith(f"error: {tmp_path / 'file'}") and output.count("\n") == 1
-        code, output = reproduce("fig9", "--data-root", "/data")
-        assert code == 2 and output == "error: --data-root: belongs to --scale full; leave it away\n"
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["fig9", "--data-root", "/data"], "--data-root: belongs to --scale full; leave it away"),
+            (
+                ["table3", "--sclae", "smoke"],
+                "--sclae: no such flag; settings of the recipes are written --config",
+            ),
+            (["table3", "--config.batch_size=2"], "--config.batch_size=2: table 3 trains nothing; leave it away"),
+            (["fig9", "--config.seed=5"], "--config.seed=5: name the seeds by --seeds"),
+            (["fig9", "--config=configs/digits.py"], "--config=configs/digits.py: no such flag"),
+            (["fig9", "--config.batch_size=2"], "--config.batch_size=2: the results will not be those of results"),
+            (
+                ["fig9", "--seeds", "7"],
+                "--seeds: the results will not be those of results/reproduce; name a folder",
+            ),
+            (["fig9", "--out", "o", "--config.polyak.decay=0"], "--config.polyak.decay=0.0: averaged weights are"),
+        ],
+    )
+    def test_flags_that_do_not_go_together(self, reproduce, arguments, message):
+        code, output = reproduce(*arguments)
+        assert code == 2 and output.startswith(f"error: {message}") and output.count("\n") == 1, output
 
 
 @LOADS_RECIPES

@@ -208,8 +208,9 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(unbroken, laun
     workdir = tmp_path / "run"
     shutil.copytree(unbroken[0], workdir)
     damage(workdir / "checkpoints" / "60")
-    code, output = launch(*TINY, "--workdir", workdir)
+    code, output = launch(*TINY, "--config.checkpoints_to_keep=2", "--workdir", workdir)
     assert code == 0, output
+    assert json.loads((workdir / "config.json").read_text())["checkpoints_to_keep"] == 2  # of the continuation
     assert re.search(rf"^warning: checkpoint {workdir}/checkpoints/60 is damaged .*; using 40$", output, re.M), (
         output
     )

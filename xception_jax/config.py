@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import json
 import typing
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import pydantic
@@ -347,13 +348,14 @@ def to_json(recipe: Recipe) -> str:
     return json.dumps(recipe.model_dump(), indent=2) + "\n"
 
 
-def differences(new: Recipe, old: Recipe) -> list[tuple[str, Any, Any]]:
-    """(key, new value, old value) of the settings that decide the weights and are not the same.
+def differences(new: Recipe, old: Recipe, *, free: Sequence[str] = FREE_KEYS) -> list[tuple[str, Any, Any]]:
+    """(key, new value, old value) of the settings that are not the same, but for the `free` ones.
 
-    The length of the run may change, unless the learning rate depends on it (the cosine schedule).
+    By default those that decide the weights. The length of the run is free, unless the learning rate depends on it
+    (the cosine schedule).
     """
     new_values, old_values = (_flatten(r.model_dump()) for r in (new, old))
-    free = [key for key in FREE_KEYS if not (key.startswith("total_") and new.schedule.name == "cosine")]
+    free = [key for key in free if not (key.startswith("total_") and new.schedule.name == "cosine")]
     return [
         (key, new_values.get(key), old_values.get(key))
         for key in sorted(new_values.keys() | old_values.keys())

@@ -24,7 +24,7 @@ from xception_jax.checkpoint import Checkpoints, DamagedCheckpoints
 from xception_jax.errors import TrainingError, UserError
 from xception_jax.experiment import Experiment
 from xception_jax.interrupt import StopRequest
-from xception_jax.workdir import open_workdir
+from xception_jax.workdir import open_workdir, write_recipe
 from xception_jax.writers import Console, Writers
 
 PyTree = Any
@@ -40,12 +40,14 @@ class Result:
       evaluation: of this step's weights; None if the run was interrupted.
       num_examples: that it counted.
       fingerprint: see `state.fingerprint`; None if the run was interrupted before there were weights.
+      stopped: whether this host was asked to stop, be it too late to interrupt the run.
     """
 
     step: int
     evaluation: Evaluation | None
     num_examples: int
     fingerprint: str | None
+    stopped: bool
 
 
 def use_compilation_cache() -> None:
@@ -105,6 +107,8 @@ class _Run:
         if start_step >= self.experiment.total_steps and evaluation:
             self.console.line("nothing to do: the run is complete")
             return self._result(train_state, start_step, evaluation)
+        if self.first_host:
+            write_recipe(self.workdir, self.recipe)  # a continuation may have another length
         steps = self._compile(train_state)
         if steps is None:
             return self._interrupted(start_step, train_state)
@@ -240,7 +244,7 @@ class _Run:
     def _interrupted(self, step: int, train_state: state.TrainState | None) -> Result:
         if train_state is None:
             self.console.line("interrupted before there was anything to save; run the same command to begin again")
-            return Result(0, None, 0, None)
+            return Result(0, None, 0, None, stopped=True)
         self.checkpoints.wait()
         if step not in self.checkpoints.steps():
             self._save(step, train_state, None)
@@ -249,7 +253,13 @@ class _Run:
         return self._result(train_state, step, None)
 
     def _result(self, train_state: state.TrainState, step: int, evaluation: Evaluation | None) -> Result:
-        return Result(step, evaluation, len(self.experiment.dataset.validation), state.fingerprint(train_state))
+        return Result(
+            step,
+            evaluation,
+            len(self.experiment.dataset.validation),
+            state.fingerprint(train_state),
+            stopped=self.stop.local(),
+        )
 
     def _print_plan(self, train_state: state.TrainState, start_step: int) -> None:
         if self.first_host:

@@ -57,11 +57,8 @@ def _lock(file, directory: pathlib.Path) -> None:
 
 
 def _compare_or_write(directory: pathlib.Path, recipe: config_lib.Recipe) -> None:
-    path = directory / CONFIG
-    if not path.exists():
-        temporary = directory / f"{CONFIG}.tmp"
-        temporary.write_text(config_lib.to_json(recipe))
-        temporary.replace(path)
+    if not (directory / CONFIG).exists():
+        write_recipe(directory, recipe)
         return
     for key, new, old in config_lib.differences(recipe, read_recipe(directory)):
         raise UserError(
@@ -69,6 +66,13 @@ def _compare_or_write(directory: pathlib.Path, recipe: config_lib.Recipe) -> Non
             f" pass --config.{key}={shlex.quote(str(0 if old is None else old))} to continue it, or name another"
             " --workdir"
         )
+
+
+def write_recipe(directory: pathlib.Path, recipe: config_lib.Recipe) -> None:
+    """Writes or replaces config.json."""
+    temporary = directory / f"{CONFIG}.tmp"
+    temporary.write_text(config_lib.to_json(recipe))
+    temporary.replace(directory / CONFIG)
 
 
 def read_recipe(directory: pathlib.Path) -> config_lib.Recipe:

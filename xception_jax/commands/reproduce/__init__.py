@@ -13,6 +13,8 @@ from xception_jax.commands.reproduce.targets import SCALES, SEEDS, TARGETS, Targ
 from xception_jax.commands.reproduce.training import Job
 from xception_jax.errors import TrainingError, UserError
 
+OUT = pathlib.Path("results/reproduce")
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's flags; --config.KEY=VALUE changes every recipe."""
@@ -20,9 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scale", choices=SCALES, default="small", help="see configs/reproduction.py")
     parser.add_argument("--seeds", type=int, nargs="+", help="default: 0, at the small scale 0 1 2")
     parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/reproduce"), help="of the runs")
-    parser.add_argument(
-        "--out", type=pathlib.Path, default=pathlib.Path("results/reproduce"), help="of CSV, plot and page"
-    )
+    parser.add_argument("--out", type=pathlib.Path, help=f"of CSV, plot and page; default: {OUT}")
     parser.add_argument("--data-root", help="full scale: TFDS's data_dir with imagenet2012")
     parser.add_argument("--jft-root", help="full scale: TFDS's data_dir with open_images_v4")
     parser.add_argument("--blacklist", help="full scale: file that lists ImageNet validation images to leave out")
@@ -33,47 +33,64 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Trains and reports."""
+    """Trains and reports, one table or figure after the other."""
     memory.keep_freed_memory()
     loop.use_compilation_cache()
-    for flag in ("data_root", "jft_root", "blacklist"):
-        if getattr(arguments, flag) is not None and arguments.scale != "full":
-            raise UserError(f"--{flag.replace('_', '-')}: belongs to --scale full; leave it away")
+    _check(arguments)
     names = list(TARGETS) if arguments.target == "all" else [arguments.target]
-    jobs = _jobs(arguments, names)
+    jobs = {name: _jobs(arguments, TARGETS[name]) for name in names}
+    each = list({job.workdir: job for needed in jobs.values() for job in needed}.values())
     if arguments.list:
-        print("\n".join(job.command for job in jobs if not job.finished))
+        print("\n".join(job.command for job in each if not job.finished))
         return
-    out = arguments.out / arguments.scale
+    out = (arguments.out or OUT) / arguments.scale
     try:
         out.mkdir(parents=True, exist_ok=True)
-        done = training.train_all(jobs)
-        for name in names:
-            _report(name, TARGETS[name], done, out, arguments.scale)
-        _index(out, arguments.scale)
+        queue = training.Queue(each)
+        for name, needed in jobs.items():
+            _report(name, queue.train(needed), out, arguments)
+            _index(out, arguments.scale)
     except OSError as error:
         raise UserError(
             f"{error.filename or out}: cannot be used ({error.strerror}); "
             "name other folders by --out and --workdir"
         ) from None
-    if missing := len(jobs) - len(done):
-        raise TrainingError(f"{missing} of {len(jobs)} runs failed, see above; their lines in {out} are empty")
+    if queue.failed:
+        raise TrainingError(f"{len(queue.failed)} of {len(each)} runs failed, see above")
 
 
-def _jobs(arguments: argparse.Namespace, names: Sequence[str]) -> list[Job]:
-    """Every run that the targets need, once."""
-    targets = [TARGETS[name] for name in names if TARGETS[name].kind != "speed"]
-    runs = dict.fromkeys(network.run for target in targets for network in target.networks)
+def _check(arguments: argparse.Namespace) -> None:
+    """Raises UserError for flags that do not go together."""
+    for flag in ("data_root", "jft_root", "blacklist"):
+        if getattr(arguments, flag) is not None and arguments.scale != "full":
+            raise UserError(f"--{flag.replace('_', '-')}: belongs to --scale full; leave it away")
+    settings = arguments.settings_of_recipe
+    for setting in settings:
+        if setting.startswith("-") and not setting.startswith("--config."):
+            raise UserError(f"{setting}: no such flag; settings of the recipes are written --config.KEY=VALUE")
+        if setting.split("=")[0] == "--config.seed":
+            raise UserError(f"{setting}: name the seeds by --seeds")
+    if settings and arguments.target == "table3":
+        raise UserError(f"{settings[0]}: table 3 trains nothing; leave it away")
+    if (settings or arguments.seeds) and not (arguments.out or arguments.list):
+        other = settings[0] if settings else "--seeds"
+        raise UserError(f"{other}: the results will not be those of {OUT}; name a folder for them by --out")
+
+
+def _jobs(arguments: argparse.Namespace, target: Target) -> list[Job]:
+    """Every run that a target needs."""
+    if target.kind == "speed":
+        return []
     return [
         training.make_job(
-            run,
+            network.run,
             scale=arguments.scale,
             seed=seed,
             workdir=arguments.workdir,
-            settings=[*_data_settings(arguments, run), *arguments.settings_of_recipe],
+            settings=[*_data_settings(arguments, network.run), *arguments.settings_of_recipe],
         )
-        for run in runs
-        for seed in arguments.seeds or range(SEEDS[arguments.scale])
+        for network in target.networks
+        for seed in dict.fromkeys(arguments.seeds or range(SEEDS[arguments.scale]))
     ]
 
 
@@ -87,43 +104,36 @@ def _data_settings(arguments: argparse.Namespace, run: str) -> list[str]:
     return [f"--config.data.{key}={value}" for key, value in values.items() if value is not None]
 
 
-def _report(name: str, target: Target, jobs: Sequence[Job], out: pathlib.Path, scale: str) -> None:
-    """Writes NAME.csv, NAME.png and NAME.md, and says so."""
-    command = f"python -m xception_jax {shlex.join(sys.argv[1:])}"
+def _report(name: str, jobs: Sequence[Job], out: pathlib.Path, arguments: argparse.Namespace) -> None:
+    """Writes NAME.csv, NAME.png and NAME.md, and says so; an earlier page of more runs stays as it is."""
+    target, scale, path = TARGETS[name], arguments.scale, out / f"{name}.md"
     labels = {network.run: network.label for network in target.networks}
+    environment = device.environment()
+    about = {
+        "command": f"python -m xception_jax {shlex.join(sys.argv[1:])}",
+        "written": f"by commit {environment['commit'] or 'unknown'} on {device.describe().splitlines()[0]}",
+        "plot": f"{name}.png",
+    }
     if target.kind == "speed":
         measured = speed.measure(scale)
         rows.write(out / f"{name}.csv", measured, speed.COLUMNS)
         figure = figures.steps_per_second(measured, labels)
-        text = "\n".join(
-            [
-                f"# {target.title}",
-                "",
-                f"    {command}",
-                "",
-                *speed.table(measured, labels),
-                "",
-                f"![]({name}.png)",
-                "",
-            ]
-        )
+        verdict = speed.verdict(measured, target.claim, scale)
+        text = page.assemble(target, speed.table(measured, labels), verdict, **about)
     else:
         found = rows.of_jobs(jobs, labels)
+        if missing := rows.missing(out / f"{name}.csv", found):
+            print(f"{name}: {path} stays as it is, since these runs are missing: {', '.join(missing)}", flush=True)
+            return
         if not found:
+            print(f"{name}: no page, since all runs failed", flush=True)
             return
         rows.write(out / f"{name}.csv", found)
         figure = figures.FIGURES[target.kind](found, labels, target.measures[0])
-        text = page.write(
-            target,
-            found,
-            scale=scale,
-            command=command,
-            device=device.describe().splitlines()[0],
-            plot=f"{name}.png",
-        )
+        text = page.write(target, found, scale=scale, settings=arguments.settings_of_recipe, **about)
     figure.savefig(out / f"{name}.png", dpi=120)
-    (out / f"{name}.md").write_text(text)
-    print(f"{name}: {out / f'{name}.md'}", flush=True)
+    path.write_text(text)
+    print(f"{name}: {path}", flush=True)
 
 
 def _index(out: pathlib.Path, scale: str) -> None:

@@ -1,5 +1,6 @@
 """Pictures of rows: training profiles as in the paper's figures 6-10, accuracies, the spectrum, speed."""
 
+import itertools
 import statistics
 from collections.abc import Mapping, Sequence
 
@@ -27,7 +28,7 @@ def profiles(rows: Sequence[Row], labels: Mapping[str, str], measure: str) -> Fi
       measure: "top1", "top5" or "map100".
     """
     figure, axes = _new(measure)
-    for color, (run, label) in zip(COLORS, labels.items(), strict=False):
+    for color, (run, label) in zip(itertools.cycle(COLORS), labels.items(), strict=False):
         curves = list(rows_lib.averaged(rows, run).values())
         if not curves:
             continue

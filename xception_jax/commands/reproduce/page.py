@@ -6,47 +6,64 @@ from xception_jax.commands.reproduce import rows as rows_lib
 from xception_jax.commands.reproduce import statistics
 from xception_jax.commands.reproduce.rows import Row
 from xception_jax.commands.reproduce.statistics import Difference
-from xception_jax.commands.reproduce.targets import SCALES, Network, Target
+from xception_jax.commands.reproduce.targets import JFT, SCALES, Network, Target
 
 NAMES = {"top1": "top-1", "top5": "top-5", "map100": "MAP@100"}
 
 
-def write(target: Target, rows: Sequence[Row], *, scale: str, command: str, device: str, plot: str) -> str:
-    """The page in Markdown.
+def write(
+    target: Target,
+    rows: Sequence[Row],
+    *,
+    scale: str,
+    settings: Sequence[str],
+    command: str,
+    written: str,
+    plot: str,
+) -> str:
+    """The page in Markdown of what was trained.
 
     Args:
       rows: of the runs.
-      command: that made it.
-      device: where.
+      settings: "--config.KEY=VALUE", by which the recipes differ from those of the scale.
+      command, written: that made it; where, and by which version.
       plot: file name of the picture.
     """
     seeds = sorted({row["seed"] for row in rows})
-    lines = [
-        f"# {target.title}",
-        "",
-        f"    {command}",
-        "",
-        f"Scale `{scale}`: {SCALES[scale]}. Seeds: {', '.join(map(str, seeds))}. Evaluated are the averaged"
-        f" weights, on one crop of every held-out image. On {device}.",
-        "",
-        *_table(target, rows),
-        "",
+    changed = f", changed by `{' '.join(settings)}`" if settings else ""
+    how = (
+        f"Scale `{scale}`: {SCALES[scale]}{changed}. Seeds: {', '.join(map(str, seeds))}. Evaluated are the"
+        " averaged weights, on one crop of every held-out image."
+    )
+    body = [
+        how,
+        *([target.note] if target.note else []),
+        *_table(target, rows, scale),
         *_comparisons(target, rows),
-        "",
-        f"![{target.title}]({plot})",
-        "",
-        f"**Verdict.** {verdict(target, rows, scale)}",
-        "",
     ]
-    return "\n".join(lines)
+    return assemble(target, body, verdict(target, rows, scale), command=command, written=written, plot=plot)
 
 
-def _table(target: Target, rows: Sequence[Row]) -> list[str]:
-    """The paper's numbers, where it prints any, beside ours."""
+def assemble(target: Target, body: Sequence[str], verdict: str, *, command: str, written: str, plot: str) -> str:
+    """A page in Markdown; `body` are its paragraphs and tables."""
+    picture = f"![{target.title}]({plot})"
+    parts = [
+        f"# {target.title}",
+        f"    {command}",
+        *body,
+        picture,
+        f"**Verdict.** {verdict}",
+        f"Written {written}.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(target: Target, rows: Sequence[Row], scale: str) -> list[str]:
+    """The paper's numbers, where it prints any, beside ours; and what their difference means."""
     printed = any(network.paper for network in target.networks)
-    sides = ("paper", "here", "difference") if printed else ("here",)
+    sides = ("paper in %", "here in %", "difference in points") if printed else ("here in %",)
     header = ["network", "parameters", "seeds"]
-    header += [f"{NAMES[measure]} {side} in %" for measure in target.measures for side in sides]
+    header += [f"{NAMES[measure]} {side}" for measure in target.measures for side in sides]
     lines = ["| " + " | ".join(header) + " |", "| --- " + "| ---: " * (len(header) - 1) + "|"]
     for network in target.networks:
         found = [row for row in rows if row["run"] == network.run]
@@ -56,7 +73,10 @@ def _table(target: Target, rows: Sequence[Row]) -> list[str]:
             values = _cells(network, measure, rows)
             cells += values if printed else values[1:2]
         lines.append("| " + " | ".join(cells) + " |")
-    return lines
+    table = ["\n".join(lines)]
+    if printed and (scale != "full" or target.measures == JFT):
+        table.append("The paper's numbers are of other images: the differences to them say nothing.")
+    return table
 
 
 def _cells(network: Network, measure: str, rows: Sequence[Row]) -> tuple[str, str, str]:
@@ -89,20 +109,19 @@ def _comparisons(target: Target, rows: Sequence[Row]) -> list[str]:
     labels = {network.run: network.label for network in target.networks}
     papers = {network.run: network.paper.get(target.measures[0]) for network in target.networks}
     name = NAMES[target.measures[0]]
-    lines = [
+    how = (
         f"Differences in {name}, in points, paired over seeds, with intervals of 95 % each, not corrected for"
-        " their number; over training = of the mean of all evaluations, which is higher for the network that"
-        " converges faster.",
-        "",
-        "| | paper | here, at the end | here, over training |",
-        "| --- | ---: | ---: | ---: |",
-    ]
-    for (better, worse), (end, training) in differences(target, rows).items():
+        " their number; over training = of the mean of all evaluations, which is higher for a network that"
+        " converges faster, or to more."
+    )
+    lines = ["| | paper | here, at the end | here, over training |", "| --- | ---: | ---: | ---: |"]
+    found = differences(target, rows)
+    for (better, worse), (end, training) in found.items():
         paper = "" if None in (papers[better], papers[worse]) else f"{100 * (papers[better] - papers[worse]):+.2f}"
         lines.append(
             f"| {labels[better]} against {labels[worse]} | {paper} | {_interval(end)} | {_interval(training)} |"
         )
-    return lines
+    return [how, "\n".join(lines)] if found else []
 
 
 def _interval(difference: Difference) -> str:
@@ -125,18 +144,22 @@ def verdict(target: Target, rows: Sequence[Row], scale: str) -> str:
             judged: dict[str, list[str]] = {}
             for (better, worse), difference in found.items():
                 if better == first:
-                    judged.setdefault(_judge(difference[moment], target), []).append(labels[worse])
+                    claimed = target.claim is not None and (moment == 0 or target.of_convergence)
+                    judged.setdefault(_judge(difference[moment], claimed), []).append(labels[worse])
             text = "; ".join(f"{judgment} {', '.join(others)}" for judgment, others in judged.items())
             said.append(f"{labels[first][0].upper()}{labels[first][1:]}, {name}: {text}.")
+    there = {row["run"] for row in rows}
+    if missing := [label for run, label in labels.items() if run not in there]:
+        said.append(f"Not trained: {', '.join(missing)}.")
     return " ".join([claim, *said])
 
 
-def _judge(difference: Difference, target: Target) -> str:
+def _judge(difference: Difference, claimed: bool) -> str:
     if difference.low is None:
         return "undecided by one seed against"
     if difference.sign == 0:
         return "no difference that these seeds can tell to"
     better = "better" if difference.sign > 0 else "worse"
-    if target.claim is None:
+    if not claimed:
         return f"{better} than"
     return f"{better}, {'as' if difference.sign > 0 else 'contrary to what'} the paper says, than"

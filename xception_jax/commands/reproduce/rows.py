@@ -66,6 +66,13 @@ def write(path: pathlib.Path, rows: Sequence[Row], columns: Sequence[str] = COLU
         table.writerows(rows)
 
 
+def missing(path: pathlib.Path, rows: Sequence[Row]) -> list[str]:
+    """The runs that a CSV file has and `rows` have not; none if there is no file."""
+    earlier = read(path) if path.exists() else []
+    names = dict.fromkeys(f"{row['run']}, seed {row['seed']}" for row in earlier)
+    return [name for name in names if name not in {f"{row['run']}, seed {row['seed']}" for row in rows}]
+
+
 def read(path: pathlib.Path) -> list[Row]:
     """Reads it again, numbers as numbers."""
     with path.open(newline="") as file:

@@ -17,6 +17,10 @@ from xception_jax.workdir import CONFIG, read_recipe
 
 RECIPES = "configs/reproduction.py"
 PROFILE = "training_profile.png"  # the last thing a run leaves, here as in train.py
+MEASURE_KEYS = ("data.eval_exclude", "evaluate_every_epochs", "evaluate_every_steps")
+FREE_KEYS = tuple(
+    key for key in config_lib.FREE_KEYS if key not in MEASURE_KEYS and not key.startswith("total_")
+)  # may differ between a run and what is asked for: they change no number of a page
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,23 +47,22 @@ class Job:
 
     @property
     def finished(self) -> bool:
-        """Whether the run is there, complete, with this recipe.
+        """Whether the run is there and complete.
 
         Raises:
-          UserError: if another recipe's is.
+          UserError: if another recipe's is, or one that was measured otherwise.
         """
         if not (self.workdir / CONFIG).exists():
             return False
         new, old = config_lib.parse(self.config), read_recipe(self.workdir)
         from_data = {name: old.model[name] for name in config_lib.FROM_DATA if new.model[name] is None}
         new = new.model_copy(update={"model": new.model | from_data})
-        for key, ours, theirs in config_lib.differences(new, old):
+        for key, ours, theirs in config_lib.differences(new, old, free=FREE_KEYS):
             raise UserError(
                 f"--workdir: the run in {self.workdir} has {key} = {theirs!r}, not {ours!r}; remove it or name"
                 " another --workdir"
             )
-        lengths = [(r.total_epochs, r.total_steps, r.total_samples) for r in (new, old)]
-        return lengths[0] == lengths[1] and (self.workdir / PROFILE).exists()
+        return (self.workdir / PROFILE).exists()
 
 
 def make_job(run: str, *, scale: str, seed: int, workdir: pathlib.Path, settings: Sequence[str]) -> Job:
@@ -75,52 +78,71 @@ def make_job(run: str, *, scale: str, seed: int, workdir: pathlib.Path, settings
     flags = (f"--config={RECIPES}:{scale}/{run}", f"--config.seed={seed}", *settings)
     example = "python -m xception_jax reproduce fig9"
     config = command_line.read_config(flags, example=example)
+    if not config.polyak.decay:
+        raise UserError(f"--config.polyak.decay={config.polyak.decay}: averaged weights are reported; leave it on")
     return Job(run, seed, flags, config, workdir / scale / run / f"seed{seed}")
 
 
-def train(job: Job) -> bool:
+def train(job: Job) -> loop.Result:
     """Trains to the end, or goes on where it was stopped; its console goes to a file beside the directory.
 
-    Returns:
-      False if it was interrupted.
-
     Raises:
-      TrainingError: if it cannot go on.
+      UserError, TrainingError: see `loop.train`.
     """
     log = job.workdir.with_suffix(".log")
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("a") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
-        result = loop.train(job.config, job.workdir)
-    if result.evaluation is None:
-        return False
-    plots.training_profile(writers.read_jsonl(job.workdir / "metrics.jsonl"), job.workdir / PROFILE)
-    jax.clear_caches()  # the next network is another
-    return True
+    try:
+        with log.open("a") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+            result = loop.train(job.config, job.workdir)
+    finally:
+        jax.clear_caches()  # the next network is another
+    if result.evaluation is not None:
+        plots.training_profile(writers.read_jsonl(job.workdir / "metrics.jsonl"), job.workdir / PROFILE)
+    return result
 
 
-def train_all(jobs: Sequence[Job]) -> list[Job]:
-    """Trains those that are not finished, and tells of each in a line.
+class Queue:
+    """Runs to be trained, each once, of each of which a line is printed.
 
-    Returns:
-      the finished ones; a run that fails is told of and left out.
+    Attributes:
+      finished, failed: directories of runs.
 
     Raises:
       UserError: for a directory with another recipe's run, before anything is trained.
-      TrainingError: when interrupted.
     """
-    finished = {job.workdir for job in jobs if job.finished}
-    waiting = [job for job in jobs if job.workdir not in finished]
-    print(f"{len(jobs)} runs, {len(finished)} of them are there already", flush=True)
-    for number, job in enumerate(waiting, 1):
-        print(f"[{number}/{len(waiting)}] {job.run}, seed {job.seed}: ", end="", flush=True)
+
+    def __init__(self, jobs: Sequence[Job]):
+        self.finished = {job.workdir for job in jobs if job.finished}
+        self.failed: set[pathlib.Path] = set()
+        self._waiting, self._started = len(jobs) - len(self.finished), 0
+        print(f"{len(jobs)} runs, {len(self.finished)} of them are there already", flush=True)
+
+    def train(self, jobs: Sequence[Job]) -> list[Job]:
+        """Trains those that were not yet; a run that fails is told of and left out.
+
+        Returns:
+          the finished ones.
+
+        Raises:
+          TrainingError: when interrupted.
+        """
+        for job in jobs:
+            if job.workdir not in self.finished | self.failed:
+                self._train(job)
+        return [job for job in jobs if job.workdir in self.finished]
+
+    def _train(self, job: Job) -> None:
+        self._started += 1
+        print(f"[{self._started}/{self._waiting}] {job.run}, seed {job.seed}: ", end="", flush=True)
         start = time.monotonic()
         try:
-            complete = train(job)
-        except TrainingError as error:
-            print(f"failed: {error}", flush=True)
-            continue
-        if not complete:
+            result = train(job)
+        except (UserError, TrainingError, jax.errors.JaxRuntimeError) as error:  # the last: no memory
+            print(f"failed: {str(error).splitlines()[0]}", flush=True)
+            self.failed.add(job.workdir)
+            return
+        if result.evaluation is not None:
+            print(f"{time.monotonic() - start:.0f} s", flush=True)
+            self.finished.add(job.workdir)
+        if result.stopped or result.evaluation is None:
             raise TrainingError("interrupted; what was trained is saved: run the same command to go on")
-        print(f"{time.monotonic() - start:.0f} s", flush=True)
-        finished.add(job.workdir)
-    return [job for job in jobs if job.workdir in finished]
