@@ -284,7 +284,7 @@ class TestQueue:
     @pytest.mark.parametrize(("evaluation", "finished"), [(None, 0), ({}, 1)])
     def test_a_stop_ends_it_even_if_it_comes_after_the_last_step(self, jobs, monkeypatch, evaluation, finished):
         queue, calls = self.trained(jobs, monkeypatch, {"run0": Result(2, evaluation, 9, "f", stopped=True)})
-        with pytest.raises(TrainingError, match=r"interrupted.*the same command"):
+        with pytest.raises(training.Interrupted, match=r"interrupted.*the same command"):
             queue.train(jobs)
         assert calls == ["run0"] and len(queue.finished) == finished
 

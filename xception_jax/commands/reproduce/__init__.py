@@ -1,6 +1,7 @@
 """Makes a table or figure of the paper: trains what it needs and is not there, then writes CSV, plot and page."""
 
 import argparse
+import os
 import pathlib
 import shlex
 import sys
@@ -50,6 +51,9 @@ def run(arguments: argparse.Namespace) -> None:
         for name, needed in jobs.items():
             _report(name, queue.train(needed), out, arguments)
             _index(out, arguments.scale)
+    except training.Interrupted as error:
+        print(error, file=sys.stderr, flush=True)
+        os._exit(1)  # a compilation that was left behind must neither hold the process nor crash as it ends
     except OSError as error:
         raise UserError(
             f"{error.filename or out}: cannot be used ({error.strerror}); "

@@ -101,6 +101,10 @@ def train(job: Job) -> loop.Result:
     return result
 
 
+class Interrupted(Exception):
+    """Training was asked to stop; a compilation may go on in another thread."""
+
+
 class Queue:
     """Runs to be trained, each once, of each of which a line is printed.
 
@@ -124,7 +128,7 @@ class Queue:
           the finished ones.
 
         Raises:
-          TrainingError: when interrupted.
+          Interrupted: when asked to stop, by Ctrl-C or SIGTERM.
         """
         for job in jobs:
             if job.workdir not in self.finished | self.failed:
@@ -141,8 +145,8 @@ class Queue:
             print(f"failed: {str(error).splitlines()[0]}", flush=True)
             self.failed.add(job.workdir)
             return
+        print(f"{time.monotonic() - start:.0f} s", flush=True)
         if result.evaluation is not None:
-            print(f"{time.monotonic() - start:.0f} s", flush=True)
             self.finished.add(job.workdir)
         if result.stopped or result.evaluation is None:
-            raise TrainingError("interrupted; what was trained is saved: run the same command to go on")
+            raise Interrupted("interrupted; what was trained is saved: run the same command to go on")
