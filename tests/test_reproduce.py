@@ -228,7 +228,7 @@ class TestSpeed:
         assert "| Inception V3 | 23,626,728 | 23,626,728 | 23,660,968 | 31 | 1 |" in text
         assert "| Xception | 22,855,952 | 22,855,952 | 22,910,480 | 28 | 0.5 |" in text
         assert "0.500 times the steps" in text
-        assert "CLAIM. Here: Xception has 3.26% fewer parameters, and is slower in 2 of 3 rounds." in text
+        assert "CLAIM. Here: Xception has 3.26 % fewer parameters, and is slower in 2 of 3 rounds." in text
         assert "times mean nothing" in speed.verdict(measured, "CLAIM.", "smoke")
 
 

@@ -38,7 +38,7 @@ def profiles(rows: Sequence[Row], labels: Mapping[str, str], measure: str) -> Fi
         mean = [100 * statistics.fmean(curve[i][measure] for curve in curves) for i in range(len(same))]
         axes.plot(same, mean, color=color, linewidth=2, label=f"{label}, {_count(len(curves), 'seed')}")
     axes.set_xlabel("gradient descent steps")
-    axes.legend(loc="lower right")
+    axes.legend()
     return figure
 
 
