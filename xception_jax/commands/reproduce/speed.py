@@ -96,6 +96,6 @@ def verdict(rows: list[Row], claim: str, scale: str) -> str:
     sizes, found = {run: size(run).trained for run in PAPER}, ratios(rows)
     smaller, slower = 1 - sizes["xception"] / sizes["inception_v3"], sum(ratio < 1 for ratio in found)
     return (
-        f"The paper: {claim} Here: Xception has {100 * smaller:.2f} % fewer parameters, and is slower in {slower} of"
-        f" {len(found)} rounds."
+        f"The paper: {claim} Here: Xception has {100 * smaller:.2f} % fewer parameters, and is slower in {slower}"
+        f" of {len(found)} rounds."
     )
