@@ -18,6 +18,17 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
+SLOW_FIXTURES = ("reproduced", "results", "run", "unbroken")  # made once: their tests share a process
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Groups for pytest-xdist, which this must come before."""
+    for item in items:
+        for name in set(SLOW_FIXTURES).intersection(getattr(item, "fixturenames", ())):  # doctests have none
+            item.add_marker(pytest.mark.xdist_group(name))
+
+
 @pytest.fixture
 def failure(benchmark, capsys):
     """The one line that the command of the file's own fixture `benchmark` ends with, and exit code 2."""

@@ -69,7 +69,6 @@ def printed(outputs):
     return "".join(output.text for output in outputs if output.output_type == "stream")
 
 
-@pytest.mark.xdist_group("reproduced")
 def test_paper_figures_draws_what_is_there_and_runs_that_are_named(reproduced):
     results = FOLDER.parent / "results/reproduce/small"
     names = [*(f"fig{n}" for n in range(6, 11)), "spectrum"]
@@ -81,7 +80,6 @@ def test_paper_figures_draws_what_is_there_and_runs_that_are_named(reproduced):
         assert f"{name}: no results here" in printed(outputs)
 
 
-@pytest.mark.xdist_group("reproduced")
 def test_compare_runs_runs(reproduced):
     runs = reproduced / "runs/smoke"
     folders = {"XCEPTION_A": "xception", "XCEPTION_B": "xception_without_residuals"}

@@ -311,7 +311,6 @@ def reproduce(monkeypatch, capsys):
 
 
 @LOADS_RECIPES
-@pytest.mark.xdist_group("reproduced")
 class TestCommand:
     def test_a_figure_from_nothing_to_its_page(self, reproduced):
         out = reproduced / "results" / "smoke"

@@ -105,7 +105,6 @@ def by_precision(single, double):
     return pytest.mark.parametrize(("precision", "tolerance"), cases)
 
 
-@pytest.mark.xdist_group("parity")  # its fixture takes a minute
 class TestParityWithKeras:
     """One training step and one evaluation of the full network on 96 x 96 pixels, so that the maps that are
     halved have odd (45, 23) and even (12, 6) sizes.

@@ -1,7 +1,8 @@
 """Checkpoints of a run, with orbax: asynchronous, atomic, the latest few and the best."""
 
+import contextlib
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -11,6 +12,26 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
 PyTree = Any
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the warnings of orbax: of a handler replaced, and of every read-only directory."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(min(verbosity, logging.ERROR))
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+# Of equal copies of an array on several devices, one is written. Orbax by default writes a part of each copy, and
+# compiles a program for each of these parts: Xception on 8 devices then waits 3 s for a save, and 15 s for the
+# first one, instead of 0.4 s (on CPU).
+with _quiet():
+    ocp.type_handlers.register_type_handler(
+        jax.Array, ocp.type_handlers.ArrayHandler(use_replica_parallel=False), override=True
+    )
 
 
 class DamagedCheckpoints(Exception):
@@ -31,10 +52,8 @@ class Checkpoints:
           keep: how many of the latest to keep; the best is kept besides.
         """
         self.directory = directory
-        verbosity = logging.get_verbosity()
-        logging.set_verbosity(logging.ERROR)  # orbax warns of every read-only directory
-        self._manager = ocp.CheckpointManager(directory.absolute(), options=_options(keep, read_only))
-        logging.set_verbosity(verbosity)
+        with _quiet():
+            self._manager = ocp.CheckpointManager(directory.absolute(), options=_options(keep, read_only))
 
     def steps(self) -> list[int]:
         """Steps with a complete checkpoint, in ascending order."""
