@@ -68,9 +68,11 @@ def write(path: pathlib.Path, rows: Sequence[Row], columns: Sequence[str] = COLU
 
 def missing(path: pathlib.Path, rows: Sequence[Row]) -> list[str]:
     """The runs that a CSV file has and `rows` have not; none if there is no file."""
-    earlier = read(path) if path.exists() else []
-    names = dict.fromkeys(f"{row['run']}, seed {row['seed']}" for row in earlier)
-    return [name for name in names if name not in {f"{row['run']}, seed {row['seed']}" for row in rows}]
+    earlier, now = (
+        dict.fromkeys(f"{row['run']}, seed {row['seed']}" for row in table)
+        for table in (read(path) if path.exists() else [], rows)
+    )
+    return [name for name in earlier if name not in now]
 
 
 def read(path: pathlib.Path) -> list[Row]:
