@@ -6,7 +6,7 @@ JFT, 350 million pictures in 17,000 classes, is Google's own. The public set nea
 which TFDS has 1.74 million pictures with 19,995 image-level labels:
 tfds.builder("open_images_v4", file_format="array_record").download_and_prepare() fetches 565 GiB.
 --config.data.label=objects_trainable leaves the 7,186 labels that its makers call trainable. On handwritten
-digits, several on a canvas, the same experiment takes a minute:
+digits, several on a canvas, the same experiment takes a minute or two:
 --config configs/reproduction.py:small/jft_xception.
 
 From the paper: RMSprop, learning rate 0.001 times 0.9 every 3,000,000 samples, weight decay 1e-5, no dropout,

@@ -26,24 +26,6 @@ from configs import (
     jft_xception_fc,
 )
 
-SEGMENTS = (1, 2, 3, 4, 8, 16, 32, 64)  # of a spatial convolution; Xception has one a channel
-
-# Run -> (recipe, what is different from it).
-RUNS = {
-    "xception": (imagenet_xception, {}),
-    "inception_v3": (imagenet_inception_v3, {}),
-    "resnet152": (imagenet_resnet152, {}),
-    "vgg16": (imagenet_vgg16, {}),
-    "xception_without_residuals": (imagenet_xception, {"model.residual": False}),
-    "xception_relu": (imagenet_xception, {"model.intermediate_activation": "relu"}),
-    "xception_elu": (imagenet_xception, {"model.intermediate_activation": "elu"}),
-    **{f"segments_{n}": (imagenet_xception, {"model.segments": n}) for n in SEGMENTS},
-    "jft_xception": (jft_xception, {}),
-    "jft_inception_v3": (jft_inception_v3, {}),
-    "jft_xception_fc": (jft_xception_fc, {}),
-    "jft_inception_v3_fc": (jft_inception_v3_fc, {}),
-}
-
 # Segments -> widths of modules 2-4, and of the last layers, that leave the number of parameters as it is: at full
 # scale 22,855,952 within 0.03 %, at the others 192,178 within 0.3 %.
 MATCHED = {
@@ -67,6 +49,22 @@ MATCHED = {
         32: ((30, 45, 60), (93, 124, 156)),
         64: ((32, 48, 64), (95, 127, 152)),
     },
+}
+
+# Run -> (recipe, what is different from it).
+RUNS = {
+    "xception": (imagenet_xception, {}),
+    "inception_v3": (imagenet_inception_v3, {}),
+    "resnet152": (imagenet_resnet152, {}),
+    "vgg16": (imagenet_vgg16, {}),
+    "xception_without_residuals": (imagenet_xception, {"model.residual": False}),
+    "xception_relu": (imagenet_xception, {"model.intermediate_activation": "relu"}),
+    "xception_elu": (imagenet_xception, {"model.intermediate_activation": "elu"}),
+    **{f"segments_{n}": (imagenet_xception, {"model.segments": n}) for n in MATCHED["full"]},
+    "jft_xception": (jft_xception, {}),
+    "jft_inception_v3": (jft_inception_v3, {}),
+    "jft_xception_fc": (jft_xception_fc, {}),
+    "jft_inception_v3_fc": (jft_inception_v3_fc, {}),
 }
 
 THIN = {

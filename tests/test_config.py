@@ -134,7 +134,10 @@ def test_common_has_the_papers_model():
 def test_common_has_every_model_as_its_own_defaults_are(name):
     from_data = dict.fromkeys(config_lib.FROM_DATA)
     expected = {"name": name} | dataclasses.asdict(MODELS[name].CONFIG()) | from_data
-    assert common.default(name).model.to_dict() == expected
+    config, record = common.default(name), MODELS[name].PREPROCESSING
+    assert config.model.to_dict() == expected
+    seen = config.data.image_size, config.data.eval_crop, config.data.eval_crop_fraction, config.data.eval_resize
+    assert seen == (record.image_size, record.crop, record.crop_fraction, record.resize)
 
 
 @pytest.mark.parametrize("name", MODELS)

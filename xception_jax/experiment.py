@@ -233,7 +233,7 @@ def build(recipe: config_lib.Recipe, *, training: bool = True) -> Experiment:
       UserError: if they do not fit together.
     """
     try:
-        dataset = _load(recipe.data)
+        dataset = load_dataset(recipe.data)
     except ValueError as error:
         raise UserError(f"config.data.{error}") from None
     except OSError as error:
@@ -291,7 +291,8 @@ def _make_mesh(model: int, *, classes: int) -> Mesh:
     return Mesh(np.reshape(devices, (-1, model)), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
 
 
-def _load(settings: config_lib.Data) -> data.Dataset:
+def load_dataset(settings: config_lib.Data) -> data.Dataset:
+    """The images of a recipe, to train on and held out; raises ValueError as `data.load` does."""
     return data.load(
         settings.name,
         root=settings.root,

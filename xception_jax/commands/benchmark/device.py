@@ -10,7 +10,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -63,10 +63,15 @@ def _seconds(call: Callable[[jax.Array], jax.Array], argument: jax.Array, *, cal
     return min(times[1:])
 
 
+def name(facts: Mapping[str, str]) -> str:
+    """What a device is called, by the "cpu", "cores" and "device" of its `environment`."""
+    return f"{facts['cpu']}, {facts['cores']} cores" if facts["cpu"] else facts["device"]
+
+
 def describe() -> str:
     """The device in words, and a warning if it is not free."""
     facts = environment()
-    text = f"{facts['cpu']}, {facts['cores']} cores" if jax.default_backend() == "cpu" else facts["device"]
+    text = name(facts)
     if (busy := float(facts["busy"] or 0)) > BUSY:
         text += f"\nwarning: other programs use {busy:.0%} of the processors: these times will not hold"
     return text

@@ -4,7 +4,7 @@ import argparse
 import re
 from collections.abc import Callable, Sequence
 
-from xception_jax.commands.benchmark import records
+from xception_jax.commands.benchmark import device, records
 
 Row = dict[str, str]
 # Rows of one command that agree in these measure the same thing.
@@ -56,10 +56,6 @@ def _images(row: Row) -> str:
     return f"{row['batch']} x {row['image_size']} px, {row['dtype']}"
 
 
-def _device(row: Row) -> str:
-    return f"{row['cpu']}, {row['cores']} cores" if row["cpu"] else row["device"]
-
-
 def _milliseconds(row: Row) -> str:
     median, low, high = (records.format_ms(float(row[key])) for key in records.SECONDS)
     return f"{median} ({low} to {high})"
@@ -100,14 +96,14 @@ def op_table(rows: Sequence[Row]) -> str:
         line[row["mode"]] = f"{records.format_ms(float(row['seconds']))} ({float(row['time_ratio']):.3g})"
     table = [{"layer": layer, "implementation": name, **cells} for (layer, name), cells in lines.items()]
     columns = {key: lambda line, key=key: line.get(key, "") for key in ("layer", "implementation", *passes)}
-    about = f"{first['model']}, {_images(first)}, {_device(first)}: ms (share of {first['reference']}'s time)"
+    about = f"{first['model']}, {_images(first)}, {device.name(first)}: ms (share of {first['reference']}'s time)"
     return f"{about}\n\n{markdown(columns, table)}"
 
 
 SHARED = {
     "model": _name,
     "images": _images,
-    "device": _device,
+    "device": device.name,
     "pass": lambda row: row["mode"],
     "ms (quartiles)": _milliseconds,
     "images/s": _images_per_second,
@@ -117,7 +113,7 @@ TABLES = {
     "versus": SHARED | {"share of the peer's time": _ratio},
 }
 # Of results/data.csv; `benchmark data` writes "data stage" for the parts of its plain loop.
-PREPARED = {"pictures": _pictures, "device": _device}
+PREPARED = {"pictures": _pictures, "device": device.name}
 DATA_TABLES = {
     "data": PREPARED
     | {

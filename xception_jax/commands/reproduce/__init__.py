@@ -3,7 +3,6 @@
 import argparse
 import os
 import pathlib
-import shlex
 import sys
 from collections.abc import Sequence
 
@@ -34,7 +33,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Trains and reports, one table or figure after the other."""
+    """Trains and reports, one table or figure after the other.
+
+    Raises:
+      UserError: for flags or settings that do not fit, runs of other recipes, folders that cannot be used.
+      TrainingError: if runs failed; the others are reported.
+    """
     memory.keep_freed_memory()
     loop.use_compilation_cache()
     _check(arguments)
@@ -114,8 +118,8 @@ def _report(name: str, jobs: Sequence[Job], out: pathlib.Path, arguments: argpar
     labels = {network.run: network.label for network in target.networks}
     environment = device.environment()
     about = {
-        "command": f"python -m xception_jax {shlex.join(sys.argv[1:])}",
-        "written": f"by commit {environment['commit'] or 'unknown'} on {device.describe().splitlines()[0]}",
+        "command": environment["command"],
+        "written": f"by commit {environment['commit'] or 'unknown'} on {device.name(environment)}",
         "plot": f"{name}.png",
     }
     if target.kind == "speed":
