@@ -47,7 +47,7 @@ def noise(monkeypatch):
             multilabel=multilabel,
             class_weights=tuple(np.linspace(0, 2, classes).tolist()),
         )
-        monkeypatch.setattr(experiment, "_load", lambda settings: dataset)
+        monkeypatch.setattr(experiment, "load_dataset", lambda settings: dataset)
 
     return use
 
