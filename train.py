@@ -26,7 +26,8 @@ def _fail(message: object, code: int) -> NoReturn:
 
 def _parse_flags(argv: list[str]) -> list[str]:
     """absl's parser, but every mistake is one line and exit code 2."""
-    from xception_jax import command_line, errors
+    from xception_jax import errors
+    from xception_jax.commands import command_line
 
     example = "python train.py --config configs/digits.py --workdir runs/digits"
     try:
@@ -60,7 +61,8 @@ def main(_: list[str]) -> None:
     """Trains, and says what the run left and how to go on."""
     import jax
 
-    from xception_jax import errors, loop, memory, plots, writers
+    from xception_jax import errors, loop, plots
+    from xception_jax.run import memory, writers
 
     try:
         _connect()

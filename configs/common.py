@@ -159,7 +159,7 @@ def _data() -> ConfigDict:
 
 
 def _augment() -> ConfigDict:
-    """What the device makes of training images; see `xception_jax.augment.Augmentation`."""
+    """What the device makes of training images; see `xception_jax.data.images.augment.Augmentation`."""
     config = ConfigDict()
     config.flip = True
     config.color = "none"  # none, inception, inception_fast, jitter

@@ -17,8 +17,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from PIL import Image, ImageEnhance
 from sklearn.datasets import load_sample_image
 
-from xception_jax import augment
-from xception_jax.augment import Augmentation
+from xception_jax.data.images import augment
+from xception_jax.data.images.augment import Augmentation
 
 adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue = map(
     jax.jit, (augment.adjust_brightness, augment.adjust_contrast, augment.adjust_saturation, augment.adjust_hue)

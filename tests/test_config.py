@@ -12,12 +12,12 @@ import pytest
 from flax import nnx
 
 from configs import common
-from xception_jax import config as config_lib
-from xception_jax.augment import Augmentation
-from xception_jax.config import Recipe, differences, parse, to_json
+from xception_jax import recipe as recipe_lib
+from xception_jax.data.images.augment import Augmentation
 from xception_jax.errors import UserError
 from xception_jax.models import MODELS, create_model
 from xception_jax.models.xception import Config, Xception
+from xception_jax.recipe import Recipe, differences, parse, to_json
 
 OTHERS = ("common", "reproduction")
 RECIPES = sorted(p.stem for p in pathlib.Path(common.__file__).parent.glob("*.py") if p.stem not in OTHERS)
@@ -86,7 +86,7 @@ def test_the_experiment_of_section_4():
     for recipe in (xception, inception):
         assert recipe.optimizer.name.startswith("rmsprop") and recipe.optimizer.workers == 1
         assert recipe.model["dropout"] == 0 and recipe.polyak.decay is not None and not recipe.weighted_loss
-        rate = config_lib.make_schedule(recipe, num_examples=1_743_042)
+        rate = recipe_lib.make_schedule(recipe, num_examples=1_743_042)
         steps = 3_000_000 / recipe.batch_size
         expected = [0.001, 0.001, 0.0009, 0.00081]
         rates = [float(rate(step)) for step in (0, np.floor(steps), np.ceil(steps), np.ceil(2 * steps))]
@@ -104,7 +104,7 @@ def test_the_experiment_of_section_4():
 )
 def test_the_learning_rate_falls_by_a_factor_at_each_of_these_epochs(name, first, epochs, factor):
     recipe = parse(importlib.import_module(f"configs.{name}").get_config())
-    rate = config_lib.make_schedule(recipe, num_examples=1_281_167)
+    rate = recipe_lib.make_schedule(recipe, num_examples=1_281_167)
     firsts = [int(np.ceil(epoch * 1_281_167 / recipe.batch_size)) for epoch in epochs]
     rates = [float(rate(step)) for start in firsts for step in (start - 1, start)]
     expected = [first * factor**power for power in (0, 1, 1, 2, 2, 3)]
@@ -132,7 +132,7 @@ def test_common_has_the_papers_model():
 
 @pytest.mark.parametrize("name", MODELS)
 def test_common_has_every_model_as_its_own_defaults_are(name):
-    from_data = dict.fromkeys(config_lib.FROM_DATA)
+    from_data = dict.fromkeys(recipe_lib.FROM_DATA)
     expected = {"name": name} | dataclasses.asdict(MODELS[name].CONFIG()) | from_data
     config, record = common.default(name), MODELS[name].PREPROCESSING
     assert config.model.to_dict() == expected
@@ -300,7 +300,7 @@ def test_the_schedule_of_a_recipe(schedule, expected):
     """40 steps an epoch, 400 in all; batch 32 where the rate 0.8 was tuned for 128."""
     changes = {f"schedule.{key}": value for key, value in schedule.items()}
     recipe = parse(values(**{"schedule.base_lr": 0.8, "schedule.reference_batch": 128} | changes))
-    rate = jax.jit(config_lib.make_schedule(recipe, num_examples=1280))
+    rate = jax.jit(recipe_lib.make_schedule(recipe, num_examples=1280))
     np.testing.assert_allclose([rate(jnp.int32(step)) for step in expected], [*expected.values()], rtol=1e-6)
 
 

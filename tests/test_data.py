@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from xception_jax import data
-from xception_jax.data import randaugment
-from xception_jax.data.resizing import resize
-from xception_jax.data.transforms import random_box
+from xception_jax.data.images import randaugment
+from xception_jax.data.images.resizing import resize
+from xception_jax.data.images.transforms import random_box
 
 
 def random_image(height, width, channels=3, seed=0):

@@ -16,9 +16,9 @@ import pytest
 from PIL import Image, ImageOps
 from sklearn.datasets import load_sample_images
 
-from xception_jax.data import images
-from xception_jax.data.images import UnreadableImage, decode
-from xception_jax.data.resizing import METHODS, PRESETS, evaluation_image, resize
+from xception_jax.data.images import decoding
+from xception_jax.data.images.decoding import UnreadableImage, decode
+from xception_jax.data.images.resizing import METHODS, PRESETS, evaluation_image, resize
 
 TEMPLE, FLOWER = load_sample_images().images  # [427, 640, 3] each
 DETAIL = FLOWER[100:160, 200:290]
@@ -292,7 +292,7 @@ class TestBadFiles:
             import io, os, runpy, sys
             from PIL import Image
             Image.MAX_IMAGE_PIXELS = 50  # pixels; Pillow warns above it and refuses above twice as many
-            names = runpy.run_path({images.__file__!r})
+            names = runpy.run_path({decoding.__file__!r})
             assert os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] == "100"
             for file_format in ("JPEG", "PNG", "WEBP", "BMP", "GIF"):
                 for width in (10, 11):

@@ -6,20 +6,17 @@ import pathlib
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
-LEAVES = {
-    "ops", "data", "optim", "metrics", "state", "checkpoint", "plots", "writers", "interrupt", "memory",
-    "errors", "augment",
-}  # fmt: skip
-LOOP = LEAVES | {"models", "step", "config", "workdir", "experiment", "loop", "trained"}
+LEAVES = {"ops", "data", "optim", "metrics", "state", "plots", "run", "errors"}
+LOOP = LEAVES | {"models", "step", "recipe", "experiment", "loop", "trained"}
 ALLOWED = {
     **{leaf: set() for leaf in LEAVES},
+    "run": {"recipe", "errors"},
     "layers": {"ops"},
     "models": {"layers", "ops"},
-    "step": {"augment", "metrics", "optim", "state"},
-    "command_line": {"errors"},
-    "config": {"augment", "data", "models", "optim", "errors"},
-    **dict.fromkeys(("workdir", "experiment", "loop", "trained"), LOOP),
-    "commands": LOOP | {"commands", "command_line"},
+    "step": {"data", "metrics", "optim", "state"},
+    "recipe": {"data", "models", "optim", "errors"},
+    **dict.fromkeys(("experiment", "loop", "trained"), LOOP),
+    "commands": LOOP | {"commands"},
     "__main__": {"commands", "errors"},
     "__init__": {"models", "trained"},
 }

@@ -10,7 +10,7 @@ PROGRAM = """
 import resource, sys
 import numpy as np
 if sys.argv[1] == "keep":
-    from xception_jax import memory
+    from xception_jax.run import memory
     assert memory.keep_freed_memory()
 np.ones(50_000_000)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -33,7 +33,7 @@ def test_freed_memory_is_used_again_without_page_faults():
 
 
 def test_other_c_libraries_are_left_alone(monkeypatch):
-    from xception_jax import memory
+    from xception_jax.run import memory
 
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
     assert not memory.keep_freed_memory()

@@ -14,8 +14,8 @@ from test_step import COLLECTIVE, assert_close
 
 import xception_jax
 from configs import digits
-from xception_jax import config as config_lib
 from xception_jax import data, experiment, loop, metrics, state
+from xception_jax import recipe as recipe_lib
 from xception_jax.commands import evaluate
 from xception_jax.errors import UserError
 
@@ -135,7 +135,7 @@ def test_loss_gradient_and_measures_of_a_shared_layer(shape, settings):
 def test_what_the_state_has_for_each_class_is_split(noise):
     noise(CLASSES, multilabel=True)
     changes = {"optimizer.name": "rmsprop_tf", "model.fc_layers": (CLASSES,)}
-    plan = experiment.build(config_lib.parse(recipe(2, **changes)))
+    plan = experiment.build(recipe_lib.parse(recipe(2, **changes)))
     split = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(plan.abstract_state()):
         if not leaf.sharding.is_fully_replicated:
@@ -159,7 +159,7 @@ def test_devices_exchange_features_and_candidates_but_no_logits(model, multilabe
     """The largest things that move: features of 16 numbers, an image's best 100 of each device, and gradients."""
     classes, images = 4096, 32
     noise(classes, multilabel)
-    plan = experiment.build(config_lib.parse(recipe(model, **changes)))
+    plan = experiment.build(recipe_lib.parse(recipe(model, **changes)))
     lowered = loop.lower_steps(plan, plan.abstract_state())
     train, evaluation = (program.compile().as_text() for program in lowered)
     part, rows = classes // model, images * model // 8  # of the classes on a device; images of a group of devices
@@ -187,6 +187,6 @@ def test_devices_exchange_features_and_candidates_but_no_logits(model, multilabe
 def test_a_mesh_that_does_not_fit_is_refused(model, noise):
     noise(18, multilabel=False)
     with pytest.raises(UserError) as error:
-        experiment.build(config_lib.parse(recipe(model)))
+        experiment.build(recipe_lib.parse(recipe(model)))
     message = f"config.mesh.model = {model}: must divide the number of devices of a host, 8, and of classes, 18"
     assert str(error.value) == f"{message}; choose one of [1, 2]"

@@ -19,7 +19,7 @@ from tensorflow_datasets.core.utils import shard_utils
 from tensorflow_datasets.datasets.imagenet2012 import imagenet2012_dataset_builder as tfds_imagenet
 
 from xception_jax.commands import prepare as command
-from xception_jax.data import folder, imagenet, manifest, prepare, records
+from xception_jax.data.sources import folder, imagenet, manifest, records, records_writer
 from xception_jax.errors import TrainingError, UserError
 
 SYNSETS = (tfds.core.tfds_path("datasets/imagenet2012") / "labels.txt").read_text().split()
@@ -54,8 +54,8 @@ def pictures(tmp_path):
     return files
 
 
-def plan(root, name="mine", **settings):
-    return prepare.Plan(dataset=folder.load(root, holdout=0.25), name=name, **settings)
+def request(root, name="mine", **settings):
+    return records_writer.Request(dataset=folder.load(root, holdout=0.25), name=name, **settings)
 
 
 def contents(source):
@@ -73,7 +73,7 @@ def snapshot(root):
 
 class TestFolder:
     def test_files_are_kept_byte_for_byte(self, tmp_path, pictures):
-        report = prepare.write(plan(tmp_path / "pictures"), tmp_path / "out")
+        report = records_writer.write(request(tmp_path / "pictures"), tmp_path / "out")
         assert report.directory == tmp_path / "out" / "mine" / "1.0.0" and not report.was_there
         assert report.counts == {"train": 12, "validation": 4} and (report.shrunk, list(report.left_out)) == (
             0,
@@ -88,7 +88,7 @@ class TestFolder:
         assert {path.name for path in (tmp_path / "out").iterdir()} == {"mine"}
 
     def test_tfds_reads_it(self, tmp_path, pictures):
-        prepare.write(plan(tmp_path / "pictures"), tmp_path / "out")
+        records_writer.write(request(tmp_path / "pictures"), tmp_path / "out")
         builder = tfds.builder("mine", data_dir=tmp_path / "out")
         assert builder.info.supervised_keys == ("image", "label")
         for example in builder.as_data_source("validation"):
@@ -115,14 +115,14 @@ class TestFolder:
 
         theirs = Shuffled(data_dir=tmp_path / "theirs", file_format="array_record")
         theirs.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
-        prepare.write(plan(tmp_path / "pictures"), tmp_path / "out")
+        records_writer.write(request(tmp_path / "pictures"), tmp_path / "out")
         ours = tfds.builder("mine", data_dir=tmp_path / "out").as_data_source("train")
         names = [example["file_name"] for example in ours]
         assert names == [example["key"] for example in theirs.as_data_source("train")] != sorted(names)
 
     def test_several_files_of_records(self, tmp_path, pictures, monkeypatch):
         monkeypatch.setattr(shard_utils.ShardConfig, "min_shard_size", 1)
-        report = prepare.write(plan(tmp_path / "pictures"), tmp_path / "out")
+        report = records_writer.write(request(tmp_path / "pictures"), tmp_path / "out")
         assert len(list(report.directory.glob("*train.array_record*"))) == 8
         source = records.load("mine", root=str(tmp_path / "out")).train
         assert contents(source) == sorted(
@@ -132,7 +132,7 @@ class TestFolder:
     def test_a_share_is_held_out(self, tmp_path):
         files = {f"{c}/{i}.png": encode(i + len(c), "PNG") for c in ("ant", "beetle") for i in range(20)}
         dataset = folder.load(write_files(tmp_path / "pictures", files), holdout=0.25)
-        prepare.write(plan(tmp_path / "pictures"), tmp_path / "out")
+        records_writer.write(request(tmp_path / "pictures"), tmp_path / "out")
         written = records.load("mine", root=str(tmp_path / "out"))
         for before, after in ((dataset.train, written.train), (dataset.validation, written.validation)):
             assert contents(after) == sorted(
@@ -145,7 +145,7 @@ class TestFolder:
             tmp_path / "pictures", {f"{s}/{name}/0.png": encode(0, "PNG") for s in ("train", "val")}
         )
         with pytest.raises(ValueError, match=r"^class .*ant.*rename"):
-            prepare.write(plan(root), tmp_path / "out")
+            records_writer.write(request(root), tmp_path / "out")
 
 
 class TestManifest:
@@ -157,7 +157,7 @@ class TestManifest:
         (root / "table.csv").write_text("\n".join(["path,labels,split", *lines]))
         (root / "classes.csv").write_text("class,weight\nemu,0.1\ndog,1\ncat,2.5\n")
         dataset = manifest.load(root / "table.csv", classes=str(root / "classes.csv"), holdout=0.1)
-        prepare.write(prepare.Plan(dataset=dataset, name="many"), tmp_path / "out")
+        records_writer.write(records_writer.Request(dataset=dataset, name="many"), tmp_path / "out")
         written = records.load("many", root=str(tmp_path / "out"))
         assert written.multilabel and written.class_names == ("emu", "dog", "cat")
         assert written.class_weights == (0.1, 1.0, 2.5)
@@ -169,7 +169,7 @@ class TestManifest:
         root = write_files(tmp_path / "pictures", {"a.png": encode(0, "PNG"), "b.png": encode(1, "PNG")})
         (root / "t.csv").write_text("path,label,split\na.png,x,train\na.png,y,train\nb.png,y,val\n")
         dataset = manifest.load(root / "t.csv", classes=None, holdout=0.1)
-        prepare.write(prepare.Plan(dataset=dataset, name="twice"), tmp_path / "out")
+        records_writer.write(records_writer.Request(dataset=dataset, name="twice"), tmp_path / "out")
         written = records.load("twice", root=str(tmp_path / "out"))
         assert contents(written.train) == [(encode(0, "PNG"), 0), (encode(0, "PNG"), 1)]
         assert not written.multilabel and written.class_weights is None
@@ -180,7 +180,7 @@ class TestShortSide:
         root = write_files(
             tmp_path / "pictures", {f"{s}/a/{k}": v for s in ("train", "val") for k, v in files.items()}
         )
-        report = prepare.write(plan(root, short_side=short_side), tmp_path / "out")
+        report = records_writer.write(request(root, short_side=short_side), tmp_path / "out")
         source = tfds.builder("mine", data_dir=tmp_path / "out").as_data_source(
             "train", decoders={"image": tfds.decode.SkipDecoding()}
         )
@@ -233,14 +233,14 @@ class TestUnreadable:
 
     def test_all_are_told_and_nothing_is_written(self, tmp_path, spoiled):
         with pytest.raises(ValueError, match=r"^unreadable pictures: 22; .*--skip-unreadable") as error:
-            prepare.write(plan(spoiled), tmp_path / "out")
+            records_writer.write(request(spoiled), tmp_path / "out")
         lines = str(error.value).split("\n")
         assert len(lines) == 22 and lines[-1].strip() == "and 2 more"
         assert all("ant/bad" in line and ".png: " in line for line in lines[1:-1])
         assert not list((tmp_path / "out").iterdir())
 
     def test_they_are_left_out_if_asked(self, tmp_path, spoiled, pictures):
-        report = prepare.write(plan(spoiled, skip_unreadable=True), tmp_path / "out")
+        report = records_writer.write(request(spoiled, skip_unreadable=True), tmp_path / "out")
         assert report.counts == {"train": 12, "validation": 4}
         assert len(report.left_out) == 22 and "ant/bad.jpg: not an image" in report.left_out[-1]
         written = records.load("mine", root=str(tmp_path / "out"))
@@ -250,16 +250,18 @@ class TestUnreadable:
     def test_none_left_is_an_error(self, tmp_path):
         files = {"train/a/0.png": b"no", "val/a/0.png": encode(0, "PNG")}
         with pytest.raises(ValueError, match=r"^no picture for 'train' can be read; the first: a/0\.png: "):
-            prepare.write(plan(write_files(tmp_path / "p", files), skip_unreadable=True), tmp_path / "out")
+            records_writer.write(
+                request(write_files(tmp_path / "p", files), skip_unreadable=True), tmp_path / "out"
+            )
 
 
 class TestPlace:
     """What is in the way, what is left, and that a set is whole or not there."""
 
     def test_the_same_set_is_left_alone(self, tmp_path, pictures):
-        first = prepare.write(plan(tmp_path / "pictures", short_side=10), tmp_path / "out")
+        first = records_writer.write(request(tmp_path / "pictures", short_side=10), tmp_path / "out")
         before = snapshot(tmp_path / "out")
-        again = prepare.write(plan(tmp_path / "pictures", short_side=10), tmp_path / "out")
+        again = records_writer.write(request(tmp_path / "pictures", short_side=10), tmp_path / "out")
         assert again.was_there and snapshot(tmp_path / "out") == before
         assert (again.counts, again.shrunk, again.directory) == (first.counts, first.shrunk, first.directory)
         assert first.shrunk == 16
@@ -267,7 +269,7 @@ class TestPlace:
     @pytest.mark.parametrize("change", ["content", "new", "gone", "class", "short_side"])
     def test_another_set_is_not_replaced(self, tmp_path, pictures, change):
         root, settings = tmp_path / "pictures", {}
-        prepare.write(plan(root), tmp_path / "out")
+        records_writer.write(request(root), tmp_path / "out")
         before = snapshot(tmp_path / "out")
         if change == "content":  # of the same length
             path = root / "train/ant/2.bmp"
@@ -284,7 +286,7 @@ class TestPlace:
         with pytest.raises(
             ValueError, match=r"^out = '.*out': .*out/mine is there and was not made of these.*remove"
         ):
-            prepare.write(plan(root, **settings), tmp_path / "out")
+            records_writer.write(request(root, **settings), tmp_path / "out")
         assert snapshot(tmp_path / "out") == before
 
     @pytest.mark.parametrize("other", ["class,weight\nx,3\n", "class,weight\ny,2\n"])
@@ -296,68 +298,69 @@ class TestPlace:
             (root / "t.csv").write_text(f"path,labels,split\na.png,{name},train\nb.png,{name},val\n")
             dataset = manifest.load(root / "t.csv", classes=str(root / "c.csv"), holdout=0.1)
             if classes != other:
-                prepare.write(prepare.Plan(dataset=dataset, name="mine"), tmp_path / "out")
+                records_writer.write(records_writer.Request(dataset=dataset, name="mine"), tmp_path / "out")
         with pytest.raises(ValueError, match="was not made of these pictures with these settings"):
-            prepare.write(prepare.Plan(dataset=dataset, name="mine"), tmp_path / "out")
+            records_writer.write(records_writer.Request(dataset=dataset, name="mine"), tmp_path / "out")
 
     def test_another_version_beside_it_is_told_of(self, tmp_path, pictures):
-        report = prepare.write(plan(tmp_path / "pictures"), tmp_path / "out")
+        report = records_writer.write(request(tmp_path / "pictures"), tmp_path / "out")
         (report.directory.parent / "2.0.0").mkdir()
         with pytest.raises(ValueError, match=r"^out = .*mine is there and holds 1\.0\.0, 2\.0\.0; remove it"):
-            prepare.write(plan(tmp_path / "pictures"), tmp_path / "out")
+            records_writer.write(request(tmp_path / "pictures"), tmp_path / "out")
 
     def test_a_damaged_set_is_told_of(self, tmp_path, pictures):
-        report = prepare.write(plan(tmp_path / "pictures"), tmp_path / "out")
+        report = records_writer.write(request(tmp_path / "pictures"), tmp_path / "out")
         path = next(report.directory.glob("*validation*"))
         content = bytearray(path.read_bytes())
         content[content.index(pictures["val/ant/0.jpg"][200:260])] ^= 1
         path.write_bytes(content)
         with pytest.raises(ValueError, match=r"^out = .*mine is there and is damaged .*mismatch.*; remove it"):
-            prepare.write(plan(tmp_path / "pictures"), tmp_path / "out")
+            records_writer.write(request(tmp_path / "pictures"), tmp_path / "out")
 
     @pytest.mark.parametrize("name", ["0.9.0", "config", "1.0.0"])
     def test_a_set_of_somebody_else_is_not_replaced(self, tmp_path, pictures, name):
         write_files(tmp_path / "out" / "mine", {f"{name}/features.json": b"{}"})
         before = snapshot(tmp_path / "out")
         with pytest.raises(ValueError, match=r"^out = .*out/mine is there and .*; remove it, or write to another"):
-            prepare.write(plan(tmp_path / "pictures"), tmp_path / "out")
+            records_writer.write(request(tmp_path / "pictures"), tmp_path / "out")
         assert snapshot(tmp_path / "out") == before
 
     def test_other_sets_beside_it_do_not_matter(self, tmp_path, pictures):
         for name in ("mine", "yours"):
-            prepare.write(plan(tmp_path / "pictures", name=name), tmp_path / "out")
+            records_writer.write(request(tmp_path / "pictures", name=name), tmp_path / "out")
         assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["mine", "yours"]
 
     def test_what_a_killed_attempt_left_is_removed(self, tmp_path, pictures):
         write_files(
             tmp_path / "out" / ".mine.incomplete", {"mine/incomplete.x_1.0.0/mine-train": b"x", "stray": b"y"}
         )
-        prepare.write(plan(tmp_path / "pictures"), tmp_path / "out")
+        records_writer.write(request(tmp_path / "pictures"), tmp_path / "out")
         assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
 
     def test_a_kill_leaves_no_set(self, tmp_path, pictures):
         """SIGKILL to a process that has begun to write."""
         code = f"""
             import os, pathlib, signal
-            from xception_jax.data import folder, prepare
-            prepare._hash_kept = lambda dataset: os.kill(os.getpid(), signal.SIGKILL)
+            from xception_jax.data.sources import folder, records_writer
+            records_writer._hash_kept = lambda dataset: os.kill(os.getpid(), signal.SIGKILL)
             dataset = folder.load({str(tmp_path / "pictures")!r}, holdout=0.25)
-            prepare.write(prepare.Plan(dataset=dataset, name="mine"), pathlib.Path({str(tmp_path / "out")!r}))
+            request = records_writer.Request(dataset=dataset, name="mine")
+            records_writer.write(request, pathlib.Path({str(tmp_path / "out")!r}))
         """
         result = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True)
         assert result.returncode == -9, result.stderr
         assert [path.name for path in (tmp_path / "out").iterdir()] == [".mine.incomplete"]
         with pytest.raises(ValueError, match="holds no set 'mine', but none at all"):
             records.load("mine", root=str(tmp_path / "out"))
-        assert not prepare.write(plan(tmp_path / "pictures"), tmp_path / "out").was_there
+        assert not records_writer.write(request(tmp_path / "pictures"), tmp_path / "out").was_there
 
     def test_an_error_half_way_leaves_nothing(self, tmp_path, pictures, monkeypatch):
         def fail(*arguments):
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(prepare, "_hash_kept", fail)
+        monkeypatch.setattr(records_writer, "_hash_kept", fail)
         with pytest.raises(KeyboardInterrupt):
-            prepare.write(plan(tmp_path / "pictures"), tmp_path / "out")
+            records_writer.write(request(tmp_path / "pictures"), tmp_path / "out")
         assert not list((tmp_path / "out").iterdir())
 
     def test_two_processes_do_not_write_the_same_set(self, tmp_path, pictures):
@@ -366,7 +369,7 @@ class TestPlace:
         handle = os.open(work, os.O_RDONLY)
         fcntl.flock(handle, fcntl.LOCK_EX)
         with pytest.raises(ValueError, match=r"^out = .*: another process is writing 'mine'; wait"):
-            prepare.write(plan(tmp_path / "pictures"), tmp_path / "out")
+            records_writer.write(request(tmp_path / "pictures"), tmp_path / "out")
         assert (work / "mine" / "x").exists()
         os.close(handle)
 
@@ -379,7 +382,7 @@ class TestPlace:
 
         monkeypatch.setattr(tfds.core.ExampleWriter, "write", forget)
         with pytest.raises(OSError, match="what is read back is not what was written"):
-            prepare.write(plan(tmp_path / "pictures"), tmp_path / "out")
+            records_writer.write(request(tmp_path / "pictures"), tmp_path / "out")
         assert not list((tmp_path / "out").iterdir())
 
 
@@ -416,13 +419,15 @@ def load_archives(root, train, validation):
 
 
 def imagenet_plan(dataset):
-    return prepare.Plan(dataset=dataset, name="imagenet2012", version="5.1.0", encoding="jpeg", decode=False)
+    return records_writer.Request(
+        dataset=dataset, name="imagenet2012", version="5.1.0", encoding="jpeg", decode=False
+    )
 
 
 class TestImageNet:
     def test_files_labels_and_description_are_those_of_tfds(self, tmp_path):
         train, validation = write_archives(tmp_path)
-        prepare.write(imagenet_plan(load_archives(tmp_path, train, validation)), tmp_path / "out")
+        records_writer.write(imagenet_plan(load_archives(tmp_path, train, validation)), tmp_path / "out")
         builder = tfds.builder("imagenet2012", data_dir=tmp_path / "out")  # by TFDS's own code for ImageNet
         assert (type(builder), str(builder.version)) == (tfds_imagenet.Builder, "5.1.0")
         assert (
@@ -553,12 +558,12 @@ class TestImageNet100:
 @pytest.mark.parametrize("name", ["My", "my-set", "1st", "", "a/b", "_x", "imagenet2012", "cifar10", "mnist"])
 def test_names_that_tfds_would_not_find_are_refused(name):
     with pytest.raises(ValueError, match=f"^name = '{name}': (must be|is that of a set of TFDS)"):
-        prepare.check_name(name)
+        records_writer.check_name(name)
 
 
 def test_other_names_are_allowed():
     for name in ("my_pictures", "set2", "imagenet100"):
-        prepare.check_name(name)
+        records_writer.check_name(name)
 
 
 def run(*arguments):
@@ -659,7 +664,7 @@ class TestCommand:
 
             sys.meta_path[sys.meta_path.index(PathFinder)] = WithoutTensorFlow
             from xception_jax.commands import prepare
-            from xception_jax.data import records
+            from xception_jax.data.sources import records
 
             parser = argparse.ArgumentParser()
             prepare.add_arguments(parser)

@@ -5,8 +5,8 @@ import pytest
 from PIL import Image, ImageEnhance, ImageOps
 from sklearn.datasets import load_sample_image
 
-from xception_jax.data import randaugment
-from xception_jax.data.randaugment import OPERATIONS, Operation, rand_augment
+from xception_jax.data.images import randaugment
+from xception_jax.data.images.randaugment import OPERATIONS, Operation, rand_augment
 
 HEIGHT, WIDTH = 40, 60
 OF_THE_PAPER = {

@@ -12,8 +12,9 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from tensorflow_datasets.core import constants
 
-from xception_jax.data import images, records
-from xception_jax.data.images import UnreadableImage
+from xception_jax.data.images import decoding
+from xception_jax.data.images.decoding import UnreadableImage
+from xception_jax.data.sources import records
 
 COLORS = ("red", "green", "blue")
 ONE = {"image": tfds.features.Image(shape=(8, 8, 3)), "label": tfds.features.ClassLabel(names=COLORS)}
@@ -96,14 +97,14 @@ class TestOneLabel:
         ours = records.load("colors", root=str(colors)).train
         assert len(ours) == len(theirs) == 30
         for i in (0, 7, 29):
-            np.testing.assert_array_equal(images.decode(ours[i]["image"], name="x"), theirs[i]["image"])
+            np.testing.assert_array_equal(decoding.decode(ours[i]["image"], name="x"), theirs[i]["image"])
             assert ours[i]["label"] == theirs[i]["label"]
 
     def test_grey_pictures_become_rgb(self, tmp_path):
         features = ONE | {"image": tfds.features.Image(shape=(5, 4, 1))}
         example = {"image": encode(0, height=5, width=4, channels=1), "label": 2}
         write_set(tmp_path, "grey", features, {"train": [example], "test": [example]})
-        pixels = images.decode(records.load("grey", root=str(tmp_path)).train[0]["image"], name="x")
+        pixels = decoding.decode(records.load("grey", root=str(tmp_path)).train[0]["image"], name="x")
         grey = np.asarray(Image.open(io.BytesIO(example["image"])))
         np.testing.assert_array_equal(pixels, np.stack([grey] * 3, axis=-1), strict=True)
 

@@ -12,8 +12,8 @@ from scipy import stats
 
 from configs import reproduction
 from xception_jax import __main__
-from xception_jax import config as config_lib
-from xception_jax.commands.reproduce import figures, page, rows, speed, statistics, training
+from xception_jax import recipe as recipe_lib
+from xception_jax.commands.reproduce import figures, intervals, page, rows, speed, training
 from xception_jax.commands.reproduce.targets import TARGETS
 from xception_jax.errors import TrainingError
 from xception_jax.loop import Result
@@ -23,7 +23,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 
 def parameters(scale, run):
-    recipe = config_lib.parse(reproduction.get_config(f"{scale}/{run}"))
+    recipe = recipe_lib.parse(reproduction.get_config(f"{scale}/{run}"))
     settings = (
         {"num_classes": 1000, "in_channels": 3} if scale == "full" else {"num_classes": 10, "in_channels": 1}
     )
@@ -35,7 +35,7 @@ class TestRecipes:
     @pytest.mark.parametrize("scale", ["full", "small", "smoke"])
     @pytest.mark.parametrize("run", reproduction.RUNS)
     def test_every_run_has_a_recipe(self, scale, run):
-        recipe = config_lib.parse(reproduction.get_config(f"{scale}/{run}"))
+        recipe = recipe_lib.parse(reproduction.get_config(f"{scale}/{run}"))
         assert recipe.polyak.decay is not None  # the paper evaluates the averages
         if scale != "full":
             assert recipe.data.name == ("digits_multilabel" if run.startswith("jft_") else "digits")
@@ -77,7 +77,7 @@ class TestStatistics:
     def test_paired_difference_equals_scipy(self):
         rng = np.random.default_rng(0)
         ours, theirs = rng.normal(size=(2, 6))
-        found = statistics.paired_difference(ours, theirs)
+        found = intervals.paired_difference(ours, theirs)
         expected = stats.ttest_rel(ours, theirs).confidence_interval(0.95)
         np.testing.assert_allclose((found.low, found.high), (expected.low, expected.high), rtol=1e-12)
         assert found.mean == pytest.approx(np.mean(ours - theirs)) and found.pairs == 6
@@ -86,7 +86,7 @@ class TestStatistics:
         ("ours", "sign"), [([0.9, 0.91, 0.92], 1), ([0.1, 0.11, 0.12], -1), ([0.4, 0.6, 0.5], 0), ([0.9], 0)]
     )
     def test_only_an_interval_without_zero_has_a_sign(self, ours, sign):
-        assert statistics.paired_difference(ours, [0.5] * len(ours)).sign == sign
+        assert intervals.paired_difference(ours, [0.5] * len(ours)).sign == sign
 
 
 def make_rows(name, finals):

@@ -12,8 +12,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from xception_jax import data
-from xception_jax.data.builtin import CANVAS
-from xception_jax.data.folder import is_held_out
+from xception_jax.data.sources.builtin import CANVAS
+from xception_jax.data.sources.folder import is_held_out
 
 COLORS = {"ant": (250, 10, 20), "bee": (30, 200, 40), "cat": (60, 70, 180)}
 

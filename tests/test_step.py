@@ -11,8 +11,8 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from xception_jax import create_model, metrics, optim, state
-from xception_jax.augment import Augmentation
-from xception_jax.data.builtin import digits
+from xception_jax.data.images.augment import Augmentation
+from xception_jax.data.sources.builtin import digits
 from xception_jax.step import make_eval_step, make_train_step, normalize
 
 SMALL = {

@@ -14,7 +14,7 @@ from tensorboardX import event_file_writer
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from xception_jax.plots import training_profile
-from xception_jax.writers import Console, JsonlWriter, TensorBoardWriter, Writers, read_jsonl
+from xception_jax.run.writers import Console, JsonlWriter, TensorBoardWriter, Writers, read_jsonl
 
 ROWS = [
     {"step": 1, "kind": "train", "loss": 2.5, "top1": 0.125},

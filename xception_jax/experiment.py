@@ -11,9 +11,9 @@ from flax import nnx
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from xception_jax import config as config_lib
 from xception_jax import data, metrics, models, optim, state
-from xception_jax.augment import Augmentation
+from xception_jax import recipe as recipe_lib
+from xception_jax.data.images.augment import Augmentation
 from xception_jax.errors import UserError
 from xception_jax.models import Preprocessing
 
@@ -33,7 +33,7 @@ class Experiment:
       total_steps, evaluate_every, checkpoint_every: in gradient steps.
     """
 
-    recipe: config_lib.Recipe
+    recipe: recipe_lib.Recipe
     dataset: data.Dataset
     preprocessing: Preprocessing
     mesh: Mesh
@@ -223,7 +223,7 @@ def evaluation_transform(record: Preprocessing) -> data.EvaluationTransform:
     )
 
 
-def build(recipe: config_lib.Recipe, *, training: bool = True) -> Experiment:
+def build(recipe: recipe_lib.Recipe, *, training: bool = True) -> Experiment:
     """Loads the dataset, makes the mesh of all devices, and checks the recipe against both.
 
     Args:
@@ -247,7 +247,7 @@ def build(recipe: config_lib.Recipe, *, training: bool = True) -> Experiment:
         steps = recipe.steps(name, num_examples)
         return total if steps is None else max(1, round(steps))
 
-    schedule = config_lib.make_schedule(recipe, num_examples=num_examples)
+    schedule = recipe_lib.make_schedule(recipe, num_examples=num_examples)
     experiment = Experiment(
         recipe=recipe,
         dataset=dataset,
@@ -291,7 +291,7 @@ def _make_mesh(model: int, *, classes: int) -> Mesh:
     return Mesh(np.reshape(devices, (-1, model)), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
 
 
-def load_dataset(settings: config_lib.Data) -> data.Dataset:
+def load_dataset(settings: recipe_lib.Data) -> data.Dataset:
     """The images of a recipe, to train on and held out; raises ValueError as `data.load` does."""
     return data.load(
         settings.name,
@@ -320,7 +320,7 @@ def _check_hosts(dataset: data.Dataset) -> None:
         )
 
 
-def _with_data(recipe: config_lib.Recipe, dataset: data.Dataset) -> config_lib.Recipe:
+def _with_data(recipe: recipe_lib.Recipe, dataset: data.Dataset) -> recipe_lib.Recipe:
     """The recipe with what only the data can tell; UserError where it says otherwise."""
     values = {"num_classes": len(dataset.class_names), "in_channels": dataset.channels}
     for name, value in values.items():

@@ -16,16 +16,17 @@ import numpy as np
 from clu import parameter_overview
 from ml_collections import ConfigDict
 
-from xception_jax import config as config_lib
 from xception_jax import experiment as experiment_lib
-from xception_jax import memory, metrics, state
+from xception_jax import metrics, state
+from xception_jax import recipe as recipe_lib
 from xception_jax import step as step_lib
-from xception_jax.checkpoint import Checkpoints, DamagedCheckpoints
 from xception_jax.errors import TrainingError, UserError
 from xception_jax.experiment import Experiment
-from xception_jax.interrupt import StopRequest
-from xception_jax.workdir import open_workdir, write_recipe
-from xception_jax.writers import Console, Writers
+from xception_jax.run import memory
+from xception_jax.run.checkpoint import Checkpoints, DamagedCheckpoints
+from xception_jax.run.interrupt import StopRequest
+from xception_jax.run.workdir import open_workdir, write_recipe
+from xception_jax.run.writers import Console, Writers
 
 PyTree = Any
 Evaluation = dict[str, dict[str, float]]  # {"raw": {"loss": ..., "top1": ..., "top5": ...}, "averaged": ...}
@@ -70,7 +71,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Result:
       TrainingError: if training cannot go on; what was saved stays.
     """
     use_compilation_cache()
-    recipe, directory = config_lib.parse(config), pathlib.Path(workdir)
+    recipe, directory = recipe_lib.parse(config), pathlib.Path(workdir)
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopRequest())
         experiment = experiment_lib.build(recipe)

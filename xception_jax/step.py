@@ -11,7 +11,7 @@ from flax import nnx
 from jax.sharding import NamedSharding
 
 from xception_jax import metrics, optim
-from xception_jax.augment import Augmentation
+from xception_jax.data.images.augment import Augmentation
 from xception_jax.state import TrainState
 
 PyTree = Any

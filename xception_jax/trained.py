@@ -15,12 +15,12 @@ from jax.sharding import Sharding, SingleDeviceSharding
 
 from xception_jax import models, state
 from xception_jax import step as step_lib
-from xception_jax.checkpoint import Checkpoints, first_line
-from xception_jax.config import Recipe
 from xception_jax.errors import UserError
 from xception_jax.experiment import evaluation_transform
 from xception_jax.models import Preprocessing
-from xception_jax.workdir import read_recipe
+from xception_jax.recipe import Recipe
+from xception_jax.run.checkpoint import Checkpoints, first_line
+from xception_jax.run.workdir import read_recipe
 
 PyTree = Any
 

@@ -7,8 +7,10 @@ import pathlib
 
 import jax
 
-from xception_jax import config, experiment, loop, memory, state, step, trained, workdir
+from xception_jax import experiment, loop, state, step, trained
+from xception_jax import recipe as recipe_lib
 from xception_jax.models import Preprocessing
+from xception_jax.run import memory, workdir
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +39,7 @@ def run(arguments: argparse.Namespace) -> None:
         values["data"]["root"] = arguments.data_root
     if arguments.exclude is not None:
         values["data"]["eval_exclude"] = arguments.exclude
-    plan = experiment.build(config.parse(values), training=False)
+    plan = experiment.build(recipe_lib.parse(values), training=False)
     graphdef, params, batch_stats = state.split(plan.abstract_model())
     sharding = plan.state_sharding({"params": params, "batch_stats": batch_stats})
     sets = ["raw"] if recipe.polyak.decay is None else ["raw", "averaged"]

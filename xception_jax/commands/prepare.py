@@ -48,23 +48,23 @@ def run(arguments: argparse.Namespace) -> None:
       TrainingError: if the files cannot be written.
     """
     # TFDS takes a second to import, which no other command should have to wait for.
-    from xception_jax.data import prepare
+    from xception_jax.data.sources import records_writer
 
     try:
-        plan = _plan(arguments)
-        report = prepare.write(plan, arguments.out)
+        request = _request(arguments)
+        report = records_writer.write(request, arguments.out)
     except ValueError as error:
         raise UserError(_as_flag(str(error))) from None
     except OSError as error:
         raise TrainingError(
             f"--out={arguments.out}: {error}; nothing was left there, run again once mended"
         ) from None
-    _print(plan, report, arguments.out)
+    _print(request, report, arguments.out)
 
 
-def _plan(arguments: argparse.Namespace):
+def _request(arguments: argparse.Namespace):
     """What is to be written."""
-    from xception_jax.data import folder, imagenet, manifest, prepare
+    from xception_jax.data.sources import folder, imagenet, manifest, records_writer
 
     if arguments.kind == "imagenet100" and arguments.seed < 0:
         raise ValueError(f"seed = {arguments.seed}: must be at least 0")
@@ -72,11 +72,11 @@ def _plan(arguments: argparse.Namespace):
         dataset = imagenet.load(arguments.train_tar, arguments.val_tar)
         settings = {"encoding": "jpeg", "decode": False}
         if arguments.kind == "imagenet2012":
-            return prepare.Plan(dataset=dataset, name="imagenet2012", version="5.1.0", **settings)
+            return records_writer.Request(dataset=dataset, name="imagenet2012", version="5.1.0", **settings)
         text = f"every tenth class: 500 training and 50 validation pictures of each, seed {arguments.seed}"
         dataset = imagenet.choose_100(dataset, seed=arguments.seed)
-        return prepare.Plan(dataset=dataset, name="imagenet100", description=text, **settings)
-    prepare.check_name(arguments.name)
+        return records_writer.Request(dataset=dataset, name="imagenet100", description=text, **settings)
+    records_writer.check_name(arguments.name)
     if not 0 <= arguments.holdout < 1:
         raise ValueError(f"holdout = {arguments.holdout}: must be a share from 0 to less than 1")
     if arguments.short_side is not None and arguments.short_side < 1:
@@ -85,7 +85,7 @@ def _plan(arguments: argparse.Namespace):
         dataset = folder.load(arguments.root, holdout=arguments.holdout)
     else:
         dataset = manifest.load(arguments.root, classes=arguments.classes, holdout=arguments.holdout)
-    return prepare.Plan(
+    return records_writer.Request(
         dataset=dataset,
         name=arguments.name,
         short_side=arguments.short_side,
@@ -102,15 +102,15 @@ def _as_flag(message: str) -> str:
     return re.sub(r"^(\w+) = ", lambda match: f"--{match[1].replace('_', '-')}=", message)
 
 
-def _print(plan, report, out: pathlib.Path) -> None:
+def _print(request, report, out: pathlib.Path) -> None:
     counts = " and ".join(f"{count:,} {split}" for split, count in report.counts.items())
     print(f"{report.directory}: {counts} records{', already there' if report.was_there else ''}")
-    for note in plan.dataset.notes:
+    for note in request.dataset.notes:
         print(note)
-    if plan.short_side:
+    if request.short_side:
         of = sum(report.counts.values())
-        print(f"shrunk to a shorter side of {plan.short_side} pixels: {report.shrunk:,} of {of:,}")
+        print(f"shrunk to a shorter side of {request.short_side} pixels: {report.shrunk:,} of {of:,}")
     if left_out := report.left_out:
         names = "; ".join([*left_out[:LISTED], *["..."] * (len(left_out) > LISTED)])
         print(f"unreadable pictures left out: {len(left_out):,}: {names}")
-    print(f"train with --config.data.name=tfds:{plan.name} --config.data.root={shlex.quote(str(out))}")
+    print(f"train with --config.data.name=tfds:{request.name} --config.data.root={shlex.quote(str(out))}")

@@ -7,7 +7,9 @@ import pathlib
 import jax
 import numpy as np
 
-from xception_jax import command_line, config, experiment
+from xception_jax import experiment
+from xception_jax import recipe as recipe_lib
+from xception_jax.commands import command_line
 from xception_jax.errors import TrainingError, UserError
 
 EXAMPLE = "python -m xception_jax preview --config configs/digits.py --out preview.png"
@@ -32,7 +34,7 @@ def run(arguments: argparse.Namespace) -> None:
     """
     if arguments.rows < 1:
         raise UserError(f"--rows={arguments.rows}: must be at least 1")
-    recipe = config.parse(command_line.read_config(arguments.settings_of_recipe, example=EXAMPLE))
+    recipe = recipe_lib.parse(command_line.read_config(arguments.settings_of_recipe, example=EXAMPLE))
     count = arguments.rows * COLUMNS
     sizes = {"batch_size": count, "eval_batch_size": COLUMNS, "accumulation_steps": 1}
     plan = experiment.build(recipe.model_copy(update=sizes), training=False)

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from xception_jax.data.images import UnreadableImage
+from xception_jax.data.images.decoding import UnreadableImage
 
 
 class Source(Protocol):

@@ -15,9 +15,9 @@ from typing import Any
 import grain
 import numpy as np
 
-from xception_jax.data import images
 from xception_jax.data.dataset import Source
-from xception_jax.data.transforms import EvaluationTransform, TrainTransform
+from xception_jax.data.images import decoding
+from xception_jax.data.images.transforms import EvaluationTransform, TrainTransform
 
 Batch = dict[str, np.ndarray]
 
@@ -35,7 +35,7 @@ class Reader:
       classes: number of classes, if an image has several labels: these become uint8[classes] of 0 and 1.
       orientation: turn pictures the way the camera was held, as their EXIF record says.
       substitute: give another image for one that cannot be read, whose index is then in "unreadable"
-        (otherwise -1); False = raise `images.UnreadableImage`.
+        (otherwise -1); False = raise `decoding.UnreadableImage`.
     """
 
     source: Source
@@ -58,19 +58,19 @@ class Reader:
             try:
                 example = self._read((index + attempt * _STRIDE) % len(self))
                 return example | {"unreadable": np.int32(index if attempt else -1)}
-            except images.UnreadableImage as error:
+            except decoding.UnreadableImage as error:
                 last = error
         reason = f"{last.reason} (nor the {_ATTEMPTS - 1} before it: is the disk there?)"
-        raise images.UnreadableImage(last.name, reason)
+        raise decoding.UnreadableImage(last.name, reason)
 
     def _read(self, index: int) -> dict[str, Any]:
         example = self.source[index]
         image, label = example["image"], example["label"]
         if isinstance(image, bytes):
             try:
-                image = images.decode(image, name="", orientation=self.orientation)
-            except images.UnreadableImage as error:  # to find the name of a record takes as long as to read it
-                raise images.UnreadableImage(self.source.name(index), error.reason) from error
+                image = decoding.decode(image, name="", orientation=self.orientation)
+            except decoding.UnreadableImage as error:  # to find the name of a record takes as long as to read it
+                raise decoding.UnreadableImage(self.source.name(index), error.reason) from error
         if self.classes is not None:
             present, label = label, np.zeros(self.classes, np.uint8)
             label[list(present)] = 1

@@ -19,14 +19,15 @@ import jax
 import numpy as np
 from PIL import Image
 
-from xception_jax import data, memory
+from xception_jax import data
 from xception_jax.commands.benchmark import device, records, versus
 from xception_jax.commands.benchmark.pictures import SEED, Task, Work, find_pictures
 from xception_jax.commands.benchmark.workload import positive
-from xception_jax.data import images
-from xception_jax.data.resizing import resize
-from xception_jax.data.transforms import random_box
+from xception_jax.data.images import decoding
+from xception_jax.data.images.resizing import resize
+from xception_jax.data.images.transforms import random_box
 from xception_jax.errors import UserError
+from xception_jax.run import memory
 
 TRANSFER = "transfer"
 STAGES = {
@@ -164,7 +165,7 @@ class PlainLoop:
         for task in tasks:
             encoded = pictures[task.index]["image"]
             clock.lap("read")
-            image = images.decode(encoded, name=f"number {task.index}")
+            image = decoding.decode(encoded, name=f"number {task.index}")
             clock.lap("decode")
             box = random_box(*image.shape[:2], task.rng, area=transform.area, aspect=transform.aspect)
             clock.lap("crop")

@@ -11,11 +11,12 @@ from collections.abc import Callable, Sequence
 import jax
 from jax import lax
 
-from xception_jax import memory, ops
+from xception_jax import ops
 from xception_jax.commands.benchmark import count, device, records, workload
 from xception_jax.commands.benchmark.count import GroupedConv
 from xception_jax.commands.benchmark.workload import Workload
 from xception_jax.errors import UserError
+from xception_jax.run import memory
 
 Conv = Callable[[jax.Array, jax.Array], jax.Array]  # (x, kernel) -> y
 REFERENCE = "xla"

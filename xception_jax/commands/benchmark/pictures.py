@@ -13,9 +13,9 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from xception_jax import data
-from xception_jax.data import images
-from xception_jax.data.resizing import Box
-from xception_jax.data.transforms import random_box
+from xception_jax.data.images import decoding
+from xception_jax.data.images.resizing import Box
+from xception_jax.data.images.transforms import random_box
 from xception_jax.errors import UserError
 
 LENGTH = 10_000  # records at least: for a few hundred, grain takes longer to draw the order
@@ -78,7 +78,7 @@ def find_pictures(arguments: argparse.Namespace, folder: pathlib.Path) -> Pictur
         members.append((source, index))
         try:
             encoded = source[index]["image"]
-            sizes.append(images.decode(encoded, name=source.name(index)).shape[:2])
+            sizes.append(decoding.decode(encoded, name=source.name(index)).shape[:2])
         except data.UnreadableImage as error:
             raise UserError(f"--root={arguments.root}: {error}") from None
         lengths.append(len(encoded))

@@ -4,9 +4,9 @@ import argparse
 import os
 import statistics
 
-from xception_jax import memory
 from xception_jax.commands.benchmark import count, device, profiler, records, versus, workload
 from xception_jax.errors import UserError
+from xception_jax.run import memory
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -6,12 +6,13 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from xception_jax import loop, memory
+from xception_jax import loop
 from xception_jax.commands.benchmark import device
 from xception_jax.commands.reproduce import figures, page, rows, speed, training
 from xception_jax.commands.reproduce.targets import SCALES, SEEDS, TARGETS, Target
 from xception_jax.commands.reproduce.training import Job
 from xception_jax.errors import TrainingError, UserError
+from xception_jax.run import memory
 
 OUT = pathlib.Path("results/reproduce")
 

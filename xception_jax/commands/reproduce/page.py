@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
+from xception_jax.commands.reproduce import intervals
 from xception_jax.commands.reproduce import rows as rows_lib
-from xception_jax.commands.reproduce import statistics
+from xception_jax.commands.reproduce.intervals import Difference
 from xception_jax.commands.reproduce.rows import Row
-from xception_jax.commands.reproduce.statistics import Difference
 from xception_jax.commands.reproduce.targets import JFT, SCALES, Network, Target
 
 NAMES = {"top1": "top-1", "top5": "top-5", "map100": "MAP@100"}
@@ -85,7 +85,7 @@ def _cells(network: Network, measure: str, rows: Sequence[Row]) -> tuple[str, st
     printed = "" if paper is None else f"{100 * paper:.{2 if measure == 'map100' else 1}f}"
     if not values:
         return printed, "failed", ""
-    mean, deviation = statistics.mean_and_deviation(values)
+    mean, deviation = intervals.mean_and_deviation(values)
     ours = f"{100 * mean:.2f}" + ("" if deviation is None else f" ± {100 * deviation:.2f}")
     return printed, ours, "" if paper is None else f"{100 * (mean - paper):+.2f}"
 
@@ -99,7 +99,7 @@ def differences(target: Target, rows: Sequence[Row]) -> dict[tuple[str, str], tu
             ours, theirs = (measured(rows, run, target.measures[0]) for run in pair)
             seeds = sorted(ours.keys() & theirs.keys())
             if seeds:
-                both.append(statistics.paired_difference([ours[s] for s in seeds], [theirs[s] for s in seeds]))
+                both.append(intervals.paired_difference([ours[s] for s in seeds], [theirs[s] for s in seeds]))
         if both:
             found[pair] = tuple(both)
     return found

@@ -8,9 +8,10 @@ from typing import Any
 
 from flax import nnx
 
-from xception_jax import models, state, writers
+from xception_jax import models, state
 from xception_jax.commands.reproduce.training import Job
-from xception_jax.workdir import read_recipe
+from xception_jax.run import writers
+from xception_jax.run.workdir import read_recipe
 
 MEASURES = ("loss", "top1", "top5", "map100", "exact")
 COLUMNS = ("run", "label", "seed", "parameters", "weights", "step", "samples", *MEASURES)

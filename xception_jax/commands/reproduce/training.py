@@ -10,16 +10,18 @@ from collections.abc import Sequence
 import jax
 from ml_collections import ConfigDict
 
-from xception_jax import command_line, loop, plots, writers
-from xception_jax import config as config_lib
+from xception_jax import loop, plots
+from xception_jax import recipe as recipe_lib
+from xception_jax.commands import command_line
 from xception_jax.errors import TrainingError, UserError
-from xception_jax.workdir import CONFIG, read_recipe
+from xception_jax.run import writers
+from xception_jax.run.workdir import CONFIG, read_recipe
 
 RECIPES = "configs/reproduction.py"
 PROFILE = "training_profile.png"  # the last thing a run leaves, here as in train.py
 MEASURE_KEYS = ("data.eval_exclude", "evaluate_every_epochs", "evaluate_every_steps")
 FREE_KEYS = tuple(
-    key for key in config_lib.FREE_KEYS if key not in MEASURE_KEYS and not key.startswith("total_")
+    key for key in recipe_lib.FREE_KEYS if key not in MEASURE_KEYS and not key.startswith("total_")
 )  # may differ between a run and what is asked for: they change no number of a page
 
 
@@ -54,10 +56,10 @@ class Job:
         """
         if not (self.workdir / CONFIG).exists():
             return False
-        new, old = config_lib.parse(self.config), read_recipe(self.workdir)
-        from_data = {name: old.model[name] for name in config_lib.FROM_DATA if new.model[name] is None}
+        new, old = recipe_lib.parse(self.config), read_recipe(self.workdir)
+        from_data = {name: old.model[name] for name in recipe_lib.FROM_DATA if new.model[name] is None}
         new = new.model_copy(update={"model": new.model | from_data})
-        for key, ours, theirs in config_lib.differences(new, old, free=FREE_KEYS):
+        for key, ours, theirs in recipe_lib.differences(new, old, free=FREE_KEYS):
             raise UserError(
                 f"--workdir: the run in {self.workdir} has {key} = {theirs!r}, not {ours!r}; remove it or name"
                 " another --workdir"

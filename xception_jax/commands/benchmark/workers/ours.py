@@ -7,8 +7,8 @@ import time
 
 import jax
 
-from xception_jax import memory
 from xception_jax.commands.benchmark import workload
+from xception_jax.run import memory
 
 
 def main() -> None:

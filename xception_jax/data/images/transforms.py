@@ -7,8 +7,8 @@ from typing import Any
 import grain
 import numpy as np
 
-from xception_jax.data.randaugment import rand_augment
-from xception_jax.data.resizing import Box, evaluation_image, resize
+from xception_jax.data.images.randaugment import rand_augment
+from xception_jax.data.images.resizing import Box, evaluation_image, resize
 
 CROPS = ("none", "pad", "random_resized")
 INCEPTION_METHODS = ("bilinear", "nearest", "bicubic", "area")

@@ -9,14 +9,14 @@ from collections.abc import Iterator
 
 import jax
 
-from xception_jax import config as config_lib
+from xception_jax import recipe as recipe_lib
 from xception_jax.errors import UserError
 
 CONFIG = "config.json"
 
 
 @contextlib.contextmanager
-def open_workdir(directory: pathlib.Path, recipe: config_lib.Recipe) -> Iterator[None]:
+def open_workdir(directory: pathlib.Path, recipe: recipe_lib.Recipe) -> Iterator[None]:
     """Holds `directory` for this process: makes a new one and writes its config.json, or checks an old one's.
 
     Raises:
@@ -56,11 +56,11 @@ def _lock(file, directory: pathlib.Path) -> None:
         ) from None
 
 
-def _compare_or_write(directory: pathlib.Path, recipe: config_lib.Recipe) -> None:
+def _compare_or_write(directory: pathlib.Path, recipe: recipe_lib.Recipe) -> None:
     if not (directory / CONFIG).exists():
         write_recipe(directory, recipe)
         return
-    for key, new, old in config_lib.differences(recipe, read_recipe(directory)):
+    for key, new, old in recipe_lib.differences(recipe, read_recipe(directory)):
         raise UserError(
             f"config.{key} = {new!r}, but the run in {directory} has {old!r}:"
             f" pass --config.{key}={shlex.quote(str(0 if old is None else old))} to continue it, or name another"
@@ -68,14 +68,14 @@ def _compare_or_write(directory: pathlib.Path, recipe: config_lib.Recipe) -> Non
         )
 
 
-def write_recipe(directory: pathlib.Path, recipe: config_lib.Recipe) -> None:
+def write_recipe(directory: pathlib.Path, recipe: recipe_lib.Recipe) -> None:
     """Writes or replaces config.json."""
     temporary = directory / f"{CONFIG}.tmp"
-    temporary.write_text(config_lib.to_json(recipe))
+    temporary.write_text(recipe_lib.to_json(recipe))
     temporary.replace(directory / CONFIG)
 
 
-def read_recipe(directory: pathlib.Path) -> config_lib.Recipe:
+def read_recipe(directory: pathlib.Path) -> recipe_lib.Recipe:
     """The recipe of the run in `directory`.
 
     Raises:
@@ -83,7 +83,7 @@ def read_recipe(directory: pathlib.Path) -> config_lib.Recipe:
     """
     path = directory / CONFIG
     try:
-        return config_lib.parse(json.loads(path.read_text()))
+        return recipe_lib.parse(json.loads(path.read_text()))
     except OSError as error:
         raise UserError(
             f"workdir {directory}: holds no run ({CONFIG}: {error.strerror}); name the directory of one"

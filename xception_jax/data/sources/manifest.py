@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from xception_jax.data.dataset import Dataset, ImageFiles
-from xception_jax.data.folder import is_held_out, missing_classes
+from xception_jax.data.sources.folder import is_held_out, missing_classes
 
 SEPARATOR = ";"
 

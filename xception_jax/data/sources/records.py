@@ -11,7 +11,7 @@ import numpy as np
 from google.protobuf import json_format
 
 from xception_jax.data.dataset import Dataset
-from xception_jax.data.images import UnreadableImage
+from xception_jax.data.images.decoding import UnreadableImage
 
 # tensorflow_datasets takes a second to import; each function that needs it does so itself. None needs TensorFlow.
 

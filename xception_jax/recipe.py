@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from pydantic import BaseModel, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from xception_jax import data, models, optim
-from xception_jax.augment import Augmentation
+from xception_jax.data.images.augment import Augmentation
 from xception_jax.errors import UserError
 
 Fraction = typing.Annotated[float, Field(gt=0, le=1)]

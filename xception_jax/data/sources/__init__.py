@@ -2,9 +2,9 @@
 
 import difflib
 
-from xception_jax.data import builtin, folder, manifest, records
 from xception_jax.data.dataset import Dataset
-from xception_jax.data.exclusion import exclude
+from xception_jax.data.sources import builtin, folder, manifest, records
+from xception_jax.data.sources.exclusion import exclude
 
 NAMES = ("digits", "digits_multilabel", "synthetic", "folder", "manifest")
 RECORDS = "tfds:"  # before the name of a TFDS data set

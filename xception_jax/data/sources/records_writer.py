@@ -27,15 +27,16 @@ import tqdm
 from PIL import ExifTags, Image
 from tensorflow_datasets.core.utils import shard_utils
 
-from xception_jax.data import images, records
 from xception_jax.data.dataset import Dataset, ImageFiles, Source
-from xception_jax.data.imagenet import Archive
+from xception_jax.data.images import decoding
+from xception_jax.data.sources import records
+from xception_jax.data.sources.imagenet import Archive
 
 LISTED = 20  # unreadable pictures in a message
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Plan:
+class Request:
     """A set to be written.
 
     Attributes:
@@ -105,7 +106,7 @@ def check_name(name: str) -> None:
         raise ValueError(f"name = {name!r}: is that of a set of TFDS; choose another")
 
 
-def write(plan: Plan, directory: pathlib.Path) -> Report:
+def write(request: Request, directory: pathlib.Path) -> Report:
     """Writes the set to directory/NAME/VERSION, where it appears only when it is whole and has been read back.
 
     Until then it is in a hidden folder beside that, which is removed in the end, or by the next attempt.
@@ -114,34 +115,34 @@ def write(plan: Plan, directory: pathlib.Path) -> Report:
       ValueError: for pictures that cannot be read, or if something else lies in its place.
       OSError: if it cannot be written, or what is read back differs.
     """
-    for name in plan.dataset.class_names:
+    for name in request.dataset.class_names:
         if not name or name != name.strip() or "\n" in name:  # TFDS keeps them as lines, stripped
             raise ValueError(
                 f"class {name!r}: is empty, or has blanks around it or a line's end within; rename it"
             )
     directory.mkdir(parents=True, exist_ok=True)
-    place = directory / plan.name / plan.version
-    with _work_folder(directory, plan.name) as work:
+    place = directory / request.name / request.version
+    with _work_folder(directory, request.name) as work:
         if place.parent.exists() and any(place.parent.iterdir()):
-            return _recognize(plan, place)
-        builder = _Builder(plan, work)
+            return _recognize(request, place)
+        builder = _Builder(request, work)
         with contextlib.redirect_stdout(io.StringIO()):  # TFDS announces a download
             builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
-        report = _report(plan, place, work, expected=builder.noted)
+        report = _report(request, place, work, expected=builder.noted)
         os.sync()
         place.parent.mkdir(exist_ok=True)
         pathlib.Path(builder.data_dir).rename(place)
     return report
 
 
-def _report(plan: Plan, place: pathlib.Path, root: pathlib.Path, expected: dict[str, Any]) -> Report:
+def _report(request: Request, place: pathlib.Path, root: pathlib.Path, expected: dict[str, Any]) -> Report:
     """Reads the set below `root` back, and compares it with what should be in it."""
     try:
-        written = records.load(plan.name, root=str(root), train_split="train", eval_split="validation")
+        written = records.load(request.name, root=str(root), train_split="train", eval_split="validation")
         kept = _hash_kept(written)
     except ValueError as error:
         raise OSError(f"what was written cannot be read back: {error}") from error
-    if kept != expected["kept"] or written.class_names != plan.dataset.class_names:
+    if kept != expected["kept"] or written.class_names != request.dataset.class_names:
         raise OSError("what is read back is not what was written; the disk or the memory may be faulty")
     counts = {split: len(source) for split, source in _splits(written).items()}
     return Report(place, counts, expected["shrunk"], expected["left_out"])
@@ -167,23 +168,23 @@ def _work_folder(directory: pathlib.Path, name: str) -> Iterator[pathlib.Path]:
         yield work
 
 
-def _recognize(plan: Plan, place: pathlib.Path) -> Report:
+def _recognize(request: Request, place: pathlib.Path) -> Report:
     """What lies in the place of the set, if it is the same set and whole."""
 
     def refusal(reason: str) -> ValueError:
         where = f"out = {str(place.parents[1])!r}: {place.parent} is there and"
         return ValueError(f"{where} {reason}; remove it, or write to another folder")
 
-    if (found := sorted(path.name for path in place.parent.iterdir())) != [plan.version]:
+    if (found := sorted(path.name for path in place.parent.iterdir())) != [request.version]:
         raise refusal(f"holds {', '.join(found)}")
     try:
         noted = (tfds.builder_from_directory(place).info.metadata or {}).get(records.METADATA, {})
     except (OSError, ValueError) as error:
         raise refusal(f"is no set that can be read ({error})") from error
-    if noted.get("settings") != plan.settings or noted.get("given") != _hash_given(plan):
+    if noted.get("settings") != request.settings or noted.get("given") != _hash_given(request):
         raise refusal("was not made of these pictures with these settings")
     try:
-        return dataclasses.replace(_report(plan, place, place.parents[1], noted), was_there=True)
+        return dataclasses.replace(_report(request, place, place.parents[1], noted), was_there=True)
     except OSError as error:
         raise refusal(f"is damaged ({error})") from error
 
@@ -215,12 +216,12 @@ def _hash_kept(dataset: Dataset) -> dict[str, str]:
     }
 
 
-def _hash_given(plan: Plan) -> dict[str, str]:
+def _hash_given(request: Request) -> dict[str, str]:
     """Of the names, labels and bytes of all pictures before anything is done to them, by split."""
-    plan = dataclasses.replace(plan, decode=False, short_side=None)
+    request = dataclasses.replace(request, decode=False, short_side=None)
     return {
-        split: _add_up(picture.given for picture in _read(_Pictures(plan, split), f"comparing {split}"))
-        for split in _splits(plan.dataset)
+        split: _add_up(picture.given for picture in _read(_Pictures(request, split), f"comparing {split}"))
+        for split in _splits(request.dataset)
     }
 
 
@@ -245,8 +246,8 @@ class _Picture(NamedTuple):
 class _Pictures:
     """The pictures of a split, in the order of their records."""
 
-    def __init__(self, plan: Plan, split: str):
-        self._plan, self._source = plan, _splits(plan.dataset)[split]
+    def __init__(self, request: Request, split: str):
+        self._request, self._source = request, _splits(request.dataset)[split]
         keys = [hashlib.md5(split.encode() + path).digest() for path in self._source.paths.tolist()]  # as TFDS
         self._order = sorted(range(len(keys)), key=keys.__getitem__)
 
@@ -256,21 +257,21 @@ class _Pictures:
     def __getitem__(self, index: int) -> _Picture:
         index = self._order[index]
         path, label = self._source.paths[index].item(), self._source.labels[index]
-        label = tuple(int(number) for number in label) if self._plan.dataset.multilabel else int(label)
+        label = tuple(int(number) for number in label) if self._request.dataset.multilabel else int(label)
         encoded = b""
         try:
             encoded = self._source[index]["image"]
             stored = self._convert(encoded)
-        except images.UnreadableImage as error:
+        except decoding.UnreadableImage as error:
             return _Picture(_hash(path, label, encoded), error=f"{os.fsdecode(path)}: {error.reason}")
-        example = {"image": stored, self._plan.label: label, "file_name": path}
+        example = {"image": stored, self._request.label: label, "file_name": path}
         return _Picture(_hash(path, label, encoded), example, _hash(label, stored), shrunk=stored is not encoded)
 
     def _convert(self, encoded: bytes) -> bytes:
         """What to store: the same object, if nothing has to be done to it."""
-        if not self._plan.decode:
+        if not self._request.decode:
             return encoded
-        image, short_side = images.decode(encoded, name=""), self._plan.short_side
+        image, short_side = decoding.decode(encoded, name=""), self._request.short_side
         if short_side is None or min(image.shape[:2]) <= short_side:
             return encoded
         return shrink(image, short_side, orientation=_read_orientation(encoded))
@@ -328,36 +329,36 @@ class _Builder(tfds.core.ShardBasedBuilder, skip_registration=True):
       noted: what metadata.json says of the set, when it has been written.
     """
 
-    def __init__(self, plan: Plan, directory: pathlib.Path):
-        self.name, self.VERSION = plan.name, tfds.core.Version(plan.version)
-        self._plan = plan
-        self._tallies = {split: _Tally() for split in _splits(plan.dataset)}
+    def __init__(self, request: Request, directory: pathlib.Path):
+        self.name, self.VERSION = request.name, tfds.core.Version(request.version)
+        self._request = request
+        self._tallies = {split: _Tally() for split in _splits(request.dataset)}
         self.noted: dict[str, Any] = {}
         super().__init__(data_dir=directory, file_format=records.FORMAT)
 
     def _info(self) -> tfds.core.DatasetInfo:
-        kinds, label = tfds.features, tfds.features.ClassLabel(names=self._plan.dataset.class_names)
+        kinds, label = tfds.features, tfds.features.ClassLabel(names=self._request.dataset.class_names)
         features = {
-            "image": kinds.Image(encoding_format=self._plan.encoding),
-            self._plan.label: kinds.Sequence(label) if self._plan.dataset.multilabel else label,
+            "image": kinds.Image(encoding_format=self._request.encoding),
+            self._request.label: kinds.Sequence(label) if self._request.dataset.multilabel else label,
             "file_name": kinds.Text(),
         }
         return tfds.core.DatasetInfo(
             builder=self,
-            description=self._plan.description,
+            description=self._request.description,
             features=kinds.FeaturesDict(features),
-            supervised_keys=("image", self._plan.label),
+            supervised_keys=("image", self._request.label),
             metadata=tfds.core.MetadataDict(),
         )
 
     def _shard_iterators_per_split(self, dl_manager: Any) -> dict[str, list[Callable[[], Iterator]]]:
-        return {split: self._shards(split, source) for split, source in _splits(self._plan.dataset).items()}
+        return {split: self._shards(split, source) for split, source in _splits(self._request.dataset).items()}
 
     def _shards(self, split: str, source: Source) -> list[Callable[[], Iterator]]:
         count = shard_utils.ShardConfig().get_number_shards(_count_bytes(source), len(source))
         ends = shard_utils.get_shard_boundaries(len(source), count)
         lengths = [*np.diff([0, *ends[:-1]]).tolist(), None]  # the last takes what is left
-        pictures = iter(_read(_Pictures(self._plan, split), f"writing {split}"))
+        pictures = iter(_read(_Pictures(self._request, split), f"writing {split}"))
         return [functools.partial(self._examples, split, itertools.islice(pictures, length)) for length in lengths]
 
     def _examples(self, split: str, pictures: Iterable[_Picture]) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -373,12 +374,12 @@ class _Builder(tfds.core.ShardBasedBuilder, skip_registration=True):
         super()._download_and_prepare(**settings)
         tallies = self._tallies
         errors = [error for tally in tallies.values() for error in tally.errors]
-        if errors and not self._plan.skip_unreadable:
+        if errors and not self._request.skip_unreadable:
             raise ValueError(_describe(errors))
         if empty := [split for split, tally in tallies.items() if not tally.count]:
             raise ValueError(f"no picture for {empty[0]!r} can be read; the first: {errors[0]}")
         self.noted = {
-            "settings": self._plan.settings,
+            "settings": self._request.settings,
             "given": {split: _add_up([tally.given]) for split, tally in tallies.items()},
             "kept": {split: _add_up([tally.kept]) for split, tally in tallies.items()},
             "shrunk": sum(tally.shrunk for tally in tallies.values()),

@@ -1,0 +1,1 @@
+"""Images: decoding, resizing, augmentation, and the `Inputs` built of them (`inputs.Images`)."""
