@@ -1,7 +1,7 @@
 """Sections of settings: a setting's name, type, range, default and meaning stand once, as a field of a section.
 
-A section stands beside the code that it sets, and `recipe.py` puts the sections together. The ConfigDict that configs/
-start from, the checks, `--help` and the table in docs/settings.md are all made from the same fields.
+A section stands beside the code that it sets, and `recipe.py` puts the sections together. The ConfigDict that a file in
+configs/ starts from, the checks, `--help` and the table in docs/settings.md are all made from the same fields.
 """
 
 import difflib
