@@ -16,8 +16,9 @@ import pytest
 from PIL import Image, ImageOps
 from sklearn.datasets import load_sample_images
 
+from xception_jax.data.dataset import UnreadableExample
 from xception_jax.data.images import decoding
-from xception_jax.data.images.decoding import UnreadableImage, decode
+from xception_jax.data.images.decoding import decode
 from xception_jax.data.images.resizing import METHODS, PRESETS, evaluation_image, resize
 
 TEMPLE, FLOWER = load_sample_images().images  # [427, 640, 3] each
@@ -239,9 +240,9 @@ class TestBadFiles:
     def test_the_file_and_the_reason_are_named_and_nothing_else_is_printed(
         self, encoded, reason, orientation, capfd
     ):
-        with pytest.raises(UnreadableImage) as caught:
+        with pytest.raises(UnreadableExample) as caught:
             decode(encoded, name="cat/7.jpg", orientation=orientation)
-        pattern = f"cannot read image cat/7.jpg: [^;]*{reason}[^;]*; repair or remove the file"
+        pattern = f"cannot read cat/7.jpg: [^;]*{reason}[^;]*; repair or remove the file"
         assert re.fullmatch(pattern, str(caught.value))
         assert capfd.readouterr() == ("", "")
 
@@ -260,7 +261,7 @@ class TestBadFiles:
         encoded = encode(DETAIL, file_format, **settings)
         end = len(encoded) - marker
         for length in {*np.linspace(0, end - 1, 50, dtype=int).tolist(), *range(end - 20, end)}:
-            with pytest.raises(UnreadableImage):
+            with pytest.raises(UnreadableExample):
                 decode(encoded[:length], name="x")
         assert decode(encoded[:end], name="x").shape == (60, 90, 3)
         assert capfd.readouterr() == ("", "")
@@ -270,7 +271,7 @@ class TestBadFiles:
         for position in range(len(encoded) - 12):  # of the last chunk, which is empty, the name alone counts
             changed = bytearray(encoded)
             changed[position] ^= 0x10
-            with pytest.raises(UnreadableImage):
+            with pytest.raises(UnreadableExample):
                 decode(bytes(changed), name="x")
 
     @pytest.mark.parametrize(
@@ -283,9 +284,9 @@ class TestBadFiles:
         assert capfd.readouterr() == ("", "")
 
     def test_the_error_crosses_the_border_of_a_process(self):
-        error = pickle.loads(pickle.dumps(UnreadableImage("cat/7.jpg", "is empty")))
+        error = pickle.loads(pickle.dumps(UnreadableExample("cat/7.jpg", "is empty")))
         assert isinstance(error, ValueError) and (error.name, error.reason) == ("cat/7.jpg", "is empty")
-        assert str(error) == "cannot read image cat/7.jpg: is empty; repair or remove the file"
+        assert str(error) == "cannot read cat/7.jpg: is empty; repair or remove the file"
 
     def test_both_libraries_have_one_limit_and_pillow_does_not_warn_below_it(self):
         program = f"""if True:
@@ -300,7 +301,7 @@ class TestBadFiles:
                     Image.new("RGB", (width, 10)).save(file, file_format)
                     try:
                         print(file_format, names["decode"](file.getvalue(), name="x").shape)
-                    except names["UnreadableImage"] as error:
+                    except names["UnreadableExample"] as error:
                         print(file_format, error.reason)
         """
         environment = {k: v for k, v in os.environ.items() if k != "OPENCV_IO_MAX_IMAGE_PIXELS"}

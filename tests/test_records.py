@@ -12,8 +12,8 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from tensorflow_datasets.core import constants
 
+from xception_jax.data.dataset import UnreadableExample
 from xception_jax.data.images import decoding
-from xception_jax.data.images.decoding import UnreadableImage
 from xception_jax.data.sources import records
 
 COLORS = ("red", "green", "blue")
@@ -83,7 +83,7 @@ class TestOneLabel:
         dataset = records.load("colors", root=str(colors))
         assert pairs(dataset.train) == given(one_label(30))
         assert pairs(dataset.validation) == given(one_label(6, start=30))
-        assert dataset.class_names == COLORS and dataset.channels == 3
+        assert dataset.class_names == COLORS and dataset.model_settings == {}
         assert not dataset.multilabel and dataset.class_weights is None and dataset.notes == ()
         example = dataset.train[0]
         assert (
@@ -354,7 +354,7 @@ class TestDamage:
         path.write_bytes(content)
         after = records.load("colors", root=str(root)).train
         assert [after[i] for i in range(30) if i != 20] == examples[:20] + examples[21:]
-        with pytest.raises(UnreadableImage, match=r"^cannot read image record 20 of colors train: .*mismatch"):
+        with pytest.raises(UnreadableExample, match=r"^cannot read record 20 of colors train: .*mismatch"):
             after[20]
 
     def test_metadata_of_others_do_no_harm(self, copied):

@@ -12,6 +12,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from xception_jax import data
+from xception_jax.data.dataset import UnreadableExample
 from xception_jax.data.sources.builtin import CANVAS
 from xception_jax.data.sources.folder import is_held_out
 
@@ -40,7 +41,7 @@ class TestDigits:
     def test_classes_keep_their_shares(self):
         dataset = data.load("digits")
         held_out, all_digits = np.bincount(dataset.validation.labels), np.bincount(load_digits().target)
-        assert dataset.class_names == tuple("0123456789") and dataset.channels == 1
+        assert dataset.class_names == tuple("0123456789") and dataset.model_settings == {"in_channels": 1}
         np.testing.assert_allclose(held_out, all_digits * 360 / 1797, atol=1)
 
     def test_the_split_is_always_the_same(self):
@@ -107,7 +108,7 @@ def load_folder(root, **settings):
 class TestFolder:
     def test_labels_are_in_the_order_of_names(self, tmp_path):
         dataset = load_folder(write_tree(tmp_path))
-        assert dataset.class_names == ("ant", "bee", "cat") and dataset.channels == 3 and not dataset.notes
+        assert dataset.class_names == ("ant", "bee", "cat") and dataset.model_settings == {} and not dataset.notes
         for source in (dataset.train, dataset.validation):
             found = pictures(source)
             assert [int(e["label"]) for e in found] == [0, 1, 2]
@@ -221,7 +222,7 @@ class TestFolder:
     def test_a_picture_that_vanished_is_named(self, tmp_path):
         train = load_folder(write_tree(tmp_path)).train
         os.remove(train.name(0))
-        with pytest.raises(data.UnreadableImage, match=r"ant/0\.png: No such file.*remove"):
+        with pytest.raises(UnreadableExample, match=r"ant/0\.png: No such file.*remove"):
             train[0]
 
     def test_the_source_crosses_processes(self, tmp_path):
@@ -385,3 +386,37 @@ def test_labels_of_another_form_are_refused(tmp_path, suffix, line):
 def test_a_wrong_name_or_setting_is_refused(name, settings, message):
     with pytest.raises(ValueError, match=message):
         data.load(name, **settings)
+
+
+class TestFingerprint:
+    """Checkpoints of version 0.1 hold these values, which that version computed."""
+
+    @pytest.mark.parametrize(
+        "name, value",
+        [
+            ("digits", "1f16df911bc5d383"),
+            ("digits_multilabel", "2811e6b99e8ef2c1"),
+            ("synthetic", "be11bb20985a04f5"),
+        ],
+    )
+    def test_arrays_have_that_of_version_0_1(self, name, value):
+        assert data.load(name, image_size=20).fingerprint() == value
+
+    def test_a_folder_has_that_of_version_0_1(self, tmp_path):
+        assert load_folder(write_tree(tmp_path, count=2)).fingerprint() == "1ac58de27784c175"
+
+    def test_a_manifest_has_that_of_version_0_1(self, tmp_path):
+        rows = [{"path": "a.png", "labels": ["x", "y"], "split": "train"}]
+        rows += [{"path": "b.png", "labels": ["y"], "split": "train"}]
+        rows += [{"path": "c.png", "labels": ["x"], "split": "val"}]
+        path = write_manifest(tmp_path, rows, ".csv")
+        (tmp_path / "c.csv").write_text("class,weight\nx,2\ny,1\n")
+        dataset = data.load("manifest", root=str(path), classes=str(tmp_path / "c.csv"))
+        assert dataset.fingerprint() == "994030e4d9c50621"
+
+    def test_settings_of_the_model_count(self):
+        images, labels = np.zeros((2, 4, 4, 1), np.uint8), np.arange(2)
+        source = data.ArraySource(images, labels)
+        kinds = [{}, {"in_channels": 1}, {"in_channels": 1, "vocabulary": 9}, {"in_channels": 1, "vocabulary": 8}]
+        prints = {data.Dataset(source, source, ("a", "b"), model_settings=kind).fingerprint() for kind in kinds}
+        assert len(prints) == 4

@@ -1,24 +1,41 @@
-"""What a dataset is: images with labels that can be read in any order."""
+"""What a dataset is: examples with labels that can be read in any order."""
 
 import dataclasses
 import functools
 import hashlib
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
-from xception_jax.data.images.decoding import UnreadableImage
+
+class UnreadableExample(ValueError):
+    """An example whose file is missing, damaged or of another kind.
+
+    >>> print(UnreadableExample("cat/7.jpg", "is empty"))
+    cannot read cat/7.jpg: is empty; repair or remove the file
+    """
+
+    def __init__(self, name: str, reason: str):
+        super().__init__(name, reason)  # the arguments that pickle calls the class with
+        self.name, self.reason = name, reason
+
+    def __str__(self) -> str:
+        return f"cannot read {self.name}: {self.reason}; repair or remove the file"
 
 
 class Source(Protocol):
-    """Images in random access.
+    """Examples in random access.
 
-    `source[i]` is {"image": uint8[H, W, C], or the bytes of a file to decode, "label": int, or ints for several
-    labels}; `source.name(i)` says in messages which image that is. Sources made of files have `file_name(i)` too,
-    which is None where it is not known.
+    `source[i]` is {"label": int, or ints for several labels} and the input: for images, {"image": uint8[H, W, C],
+    or the bytes of a file to decode}. It raises `UnreadableExample` if the file cannot be read. `source.name(i)`
+    names the example in messages.
+
+    Two methods are optional. `file_name(i)`: the file that an example comes from, or None if it is not known.
+    `digest()`: bytes that change with the content, for `Dataset.fingerprint`; for sources without the attributes
+    `paths` and `labels`.
     """
 
     def __len__(self) -> int: ...
@@ -30,44 +47,59 @@ class Source(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """Training and validation images of one task.
+    """Training and validation examples of one task.
 
     Attributes:
       train, validation: the sources.
       class_names: in the order of the labels.
-      channels: C of the images; what has to be decoded has 3.
-      multilabel: an image has any number of labels instead of one.
-      class_weights: how much each class matters; None = all 1.
-      notes: what the user should know of how the images were found, a line each.
+      model_settings: settings of the model that follow from the data, such as {"in_channels": 1} for grey images;
+        those not named keep the model's defaults (encoded images have 3 channels when they are decoded).
+      multilabel: an example has any number of labels instead of one.
+      class_weights: weight of each class in the metrics and the loss; None = all 1.
+      notes: what the user should know about how the examples were found, a line each.
     """
 
     train: Source
     validation: Source
     class_names: tuple[str, ...]
-    channels: int = 3
+    model_settings: Mapping[str, int] = dataclasses.field(default_factory=dict)
     multilabel: bool = False
     class_weights: tuple[float, ...] | None = None
     notes: tuple[str, ...] = ()
 
+    @property
+    def channels(self) -> int:
+        """Number of channels of decoded images."""
+        return self.model_settings.get("in_channels", 3)
+
     def fingerprint(self) -> str:
-        """16 hexadecimal digits of what decides the batches: number, names and labels of the images, classes."""
+        """16 hexadecimal digits that change with the examples, their labels or the classes, not with the folder.
+
+        Checkpoints keep it, and every host compares its own with the others'. For image files it depends on the
+        relative paths and the labels, for record files on the content (`records.Records.digest`).
+        """
         return self._fingerprint
 
     @functools.cached_property
-    def _fingerprint(self) -> str:  # of a million images it takes a second, and every checkpoint asks for it
-        state = hashlib.sha256(repr((self.class_names, self.class_weights, self.channels)).encode())
+    def _fingerprint(self) -> str:  # takes a second for a million images, and every checkpoint asks for it
+        settings = dict(self.model_settings)
+        channels = settings.pop("in_channels", 3)  # in this place because checkpoints of version 0.1 have it there
+        parts = (self.class_names, self.class_weights, channels, *sorted(settings.items()))
+        state = hashlib.sha256(repr(parts).encode())
         for source in (self.train, self.validation):
-            source = getattr(source, "source", source)  # of a subset: which images are evaluated decides no batch
+            source = getattr(source, "source", source)  # of a Subset, which does not change the training
             paths, labels = getattr(source, "paths", np.zeros(0)), getattr(source, "labels", ())
             state.update(repr((len(source), getattr(source, "split", None))).encode())
             state.update(paths.tobytes())
             state.update(labels.tobytes() if isinstance(labels, np.ndarray) else repr(labels).encode())
+            if hasattr(source, "digest"):
+                state.update(source.digest())
         return state.hexdigest()[:16]
 
 
 @dataclasses.dataclass(frozen=True)
 class ArraySource:
-    """Images held in memory: uint8[N, H, W, C], and labels int[N] or tuples of ints."""
+    """Images in memory: uint8[N, H, W, C], and labels int[N] or tuples of ints."""
 
     images: np.ndarray
     labels: Sequence[int] | Sequence[tuple[int, ...]]
@@ -79,17 +111,17 @@ class ArraySource:
         return {"image": self.images[index], "label": self.labels[index]}
 
     def name(self, index: int) -> str:
-        """Its place in the array."""
+        """Its index in the array."""
         return f"number {index}"
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageFiles:
-    """Image files, read when asked for.
+    """Image files; each is read when its example is asked for.
 
     Attributes:
-      root: folder that the paths start from.
-      paths: bytes[N]; one array instead of many strings, since worker processes get a copy each.
+      root: folder that the paths are relative to.
+      paths: bytes[N]; one array instead of many strings, because every worker process gets a copy.
       labels: int[N] or tuples of ints.
     """
 
@@ -99,7 +131,7 @@ class ImageFiles:
 
     @classmethod
     def make(cls, root: str | pathlib.Path, paths: Sequence[str], labels: Sequence) -> "ImageFiles":
-        """From relative paths as strings."""
+        """The source of files whose relative paths are given as strings."""
         return cls(str(root), np.array([os.fsencode(path) for path in paths], dtype=np.bytes_), labels)
 
     def __len__(self) -> int:
@@ -109,7 +141,7 @@ class ImageFiles:
         try:
             image = pathlib.Path(self.name(index)).read_bytes()
         except OSError as error:
-            raise UnreadableImage(self.name(index), error.strerror or str(error)) from error
+            raise UnreadableExample(self.name(index), error.strerror or str(error)) from error
         return {"image": image, "label": self.labels[index]}
 
     def name(self, index: int) -> str:
@@ -123,7 +155,7 @@ class ImageFiles:
 
 @dataclasses.dataclass(frozen=True)
 class Subset:
-    """Some images of a source, by their numbers int[N]."""
+    """The examples of a source at some of its indices, int[N]."""
 
     source: Source
     indices: np.ndarray
@@ -135,5 +167,5 @@ class Subset:
         return self.source[int(self.indices[index])]
 
     def name(self, index: int) -> str:
-        """As the source says it."""
+        """Its name in the source."""
         return self.source.name(int(self.indices[index]))

@@ -13,6 +13,8 @@ if Image.MAX_IMAGE_PIXELS:  # OpenCV reads this while it is loaded; Pillow refus
 
 import cv2
 
+from xception_jax.data.dataset import UnreadableExample
+
 cv2.setNumThreads(0)  # images are decoded side by side, in threads and processes of the pipeline
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # the exception says it, and of which file
 warnings.filterwarnings("ignore", module=r"PIL\.")  # they name no file; catch_warnings is not safe in threads
@@ -22,19 +24,7 @@ LEFT_TO_PILLOW = (b"\x89PNG", b"GIF8")
 SIGNATURES = (*LEFT_TO_PILLOW, b"\xff\xd8\xff", b"RIFF", b"BM")
 
 
-class UnreadableImage(ValueError):
-    """A file that is no image, or not a whole one.
-
-    >>> print(UnreadableImage("cat/7.jpg", "is empty"))
-    cannot read image cat/7.jpg: is empty; repair or remove the file
-    """
-
-    def __init__(self, name: str, reason: str):
-        super().__init__(name, reason)  # what pickle calls the class with
-        self.name, self.reason = name, reason
-
-    def __str__(self) -> str:
-        return f"cannot read image {self.name}: {self.reason}; repair or remove the file"
+UnreadableImage = UnreadableExample  # until all callers use the new name
 
 
 def decode(encoded: bytes, *, name: str, orientation: bool = False) -> np.ndarray:
@@ -58,18 +48,18 @@ def decode(encoded: bytes, *, name: str, orientation: bool = False) -> np.ndarra
       uint8[H, W, 3], red first.
 
     Raises:
-      UnreadableImage: if the file is no whole image, or has more pixels than Pillow's limit against decompression
-        bombs (178,956,970).
+      UnreadableExample: if the file is no image or not a whole one, or has more pixels than Pillow's limit against
+        decompression bombs (178,956,970).
     """
     if not encoded:
-        raise UnreadableImage(name, "is empty")
+        raise UnreadableExample(name, "is empty")
     image = None if encoded.startswith(LEFT_TO_PILLOW) else _decode_with_opencv(encoded, orientation)
     if image is not None:
         return image
     try:
         return _decode_with_pillow(encoded, orientation)
     except Exception as error:  # Pillow's readers raise whatever a wrong byte leads them to
-        raise UnreadableImage(name, _reason(encoded, error)) from error
+        raise UnreadableExample(name, _reason(encoded, error)) from error
 
 
 def _decode_with_opencv(encoded: bytes, orientation: bool) -> np.ndarray | None:

@@ -24,7 +24,7 @@ def digits() -> Dataset:
         train=ArraySource(train_images, train_labels),
         validation=ArraySource(held_out_images, held_out_labels),
         class_names=tuple(str(name) for name in table.target_names),
-        channels=1,
+        model_settings={"in_channels": 1},
     )
 
 
@@ -38,7 +38,7 @@ def digits_multilabel() -> Dataset:
         train=_compose(single.train, 8192, seed=0),
         validation=_compose(single.validation, 1024, seed=1),
         class_names=single.class_names,
-        channels=1,
+        model_settings={"in_channels": 1},
         multilabel=True,
     )
 

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 from google.protobuf import json_format
 
-from xception_jax.data.dataset import Dataset
-from xception_jax.data.images.decoding import UnreadableImage
+from xception_jax.data.dataset import Dataset, UnreadableExample
 
 # tensorflow_datasets takes a second to import; each function that needs it does so itself. None needs TensorFlow.
 
@@ -106,7 +105,7 @@ class Records:
         """{"image": bytes, "label": int, or a tuple of ints in ascending order}.
 
         Raises:
-          UnreadableImage: for a file of records that is missing or damaged.
+          UnreadableExample: for a file of records that is missing or damaged.
           ValueError: for a label -1, with which TFDS means none.
         """
         if not 0 <= index < len(self):
@@ -116,7 +115,7 @@ class Records:
             example = layout.parse(records[index])
         except Exception as error:  # RuntimeError of array_record; whatever TFDS makes of a record that is none
             reason = str(error).split(";")[0] if isinstance(error, RuntimeError) else "is no record of TFDS"
-            raise UnreadableImage(self.name(index), reason) from error
+            raise UnreadableExample(self.name(index), reason) from error
         if example["label"] == -1:
             raise ValueError(f"{self.name(index)}: has no label; name another split")
         return example
@@ -313,7 +312,7 @@ def _check_files(builder: Any, source: Records, where: str) -> None:
         raise ValueError(f"{where} lacks {len(missing)} files, the first is {missing[0]}; write the set again")
     try:
         source[0]
-    except UnreadableImage as error:
+    except UnreadableExample as error:
         raise ValueError(f"{where} cannot be read: {error.reason}; write the set again") from error
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error

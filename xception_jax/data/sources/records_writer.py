@@ -27,7 +27,7 @@ import tqdm
 from PIL import ExifTags, Image
 from tensorflow_datasets.core.utils import shard_utils
 
-from xception_jax.data.dataset import Dataset, ImageFiles, Source
+from xception_jax.data.dataset import Dataset, ImageFiles, Source, UnreadableExample
 from xception_jax.data.images import decoding
 from xception_jax.data.sources import records
 from xception_jax.data.sources.imagenet import Archive
@@ -262,7 +262,7 @@ class _Pictures:
         try:
             encoded = self._source[index]["image"]
             stored = self._convert(encoded)
-        except decoding.UnreadableImage as error:
+        except UnreadableExample as error:
             return _Picture(_hash(path, label, encoded), error=f"{os.fsdecode(path)}: {error.reason}")
         example = {"image": stored, self._request.label: label, "file_name": path}
         return _Picture(_hash(path, label, encoded), example, _hash(label, stored), shrunk=stored is not encoded)
