@@ -13,7 +13,7 @@ import pytest
 from flax import nnx
 
 from xception_jax import layers
-from xception_jax.models import create_model
+from xception_jax.models import create_model, model_class, model_config
 
 # Thin, shallow, for images of 12 x 12 pixels.
 TINY = {
@@ -49,9 +49,10 @@ def dotted(path):
     return ".".join(map(str, path))
 
 
-def abstract(name, **config):
-    """The model without its arrays: shapes and types only."""
-    return nnx.eval_shape(lambda: create_model(name, **config))
+def abstract(name, *, dtype="float32", **settings):
+    """The model without its arrays: shapes and types only; `dtype` may be "float64", which no user can set."""
+    config = model_config(name, **settings).model_copy(update={"dtype": dtype})  # which checks nothing
+    return nnx.eval_shape(lambda: model_class(name)(config, rngs=nnx.Rngs(0)))
 
 
 def size(node, *kind):
@@ -77,7 +78,7 @@ def census(name, **config):
 
     def run_model():
         model = create_model(name, **config)
-        pixels = model.PREPROCESSING.image_size
+        pixels = model.PREPROCESSING["image_size"]
         features = model.features(jnp.zeros((1, pixels, pixels, 3)))
         model.logits(features, train=False, key=None)
         return model, features
@@ -151,9 +152,9 @@ class Outcome(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _outcome(graph, params, stats, images, key):
+def _outcome(graph, params, others, images, key):
     def loss(params):
-        model = nnx.merge(graph, params, stats, copy=True)
+        model = nnx.merge(graph, params, others, copy=True)
         evaluation = model(images, key=key)
         kept = jax.tree.leaves(nnx.state(model, nnx.BatchStat))
         training = model(images, train=True, key=key)
@@ -166,4 +167,4 @@ def _outcome(graph, params, stats, images, key):
 
 def outcome(model, images, seed=0):
     """All that a model does, in one program: that is compiled in less time than its parts."""
-    return _outcome(*nnx.split(model, nnx.Param, nnx.BatchStat), images, jax.random.key(seed))
+    return _outcome(*nnx.split(model, nnx.Param, ...), images, jax.random.key(seed))

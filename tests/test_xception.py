@@ -47,7 +47,7 @@ class TestLayers:
     def test_36_convolutional_layers_in_14_modules(self):
         model = abstract()
         nodes = [node for _, node in nnx.iter_modules(model)]
-        residual = [node for node in nodes if isinstance(node, xception.Module)]
+        residual = [node for node in nodes if isinstance(node, xception.ResidualModule)]
         assert 1 + len(residual) + 1 == 14 and all(module.residual for module in residual)
         assert sum(isinstance(node, layers.SeparableConvBN) for node in nodes) == 34
         assert len(model.stem) == 2

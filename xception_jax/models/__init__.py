@@ -1,51 +1,72 @@
 """Models by name."""
 
-import difflib
-import inspect
+from typing import Any
 
 from flax import nnx
 
-from xception_jax.models import inception_v3, resnet, vgg, xception
+from xception_jax.errors import SettingError
+from xception_jax.models.inception_v3 import InceptionV3
+from xception_jax.models.network import ImageSizeError as ImageSizeError
+from xception_jax.models.network import Network, NetworkConfig
 from xception_jax.models.preprocessing import Preprocessing as Preprocessing
+from xception_jax.models.resnet import ResNet
+from xception_jax.models.vgg import VGG, SeparableVGG
+from xception_jax.models.xception import Xception
 
-MODELS = {
-    "inception_v3": inception_v3.InceptionV3,
-    "resnet101": resnet.ResNet101,
-    "resnet152": resnet.ResNet152,
-    "resnet50": resnet.ResNet50,
-    "vgg16": vgg.VGG,
-    "vgg16_separable": vgg.SeparableVGG,
-    "xception": xception.Xception,
+# The class of each model, and the settings in which it differs from the defaults of the class.
+MODELS: dict[str, tuple[type[Network], dict[str, Any]]] = {
+    "xception": (Xception, {}),
+    "inception_v3": (InceptionV3, {}),
+    "resnet50": (ResNet, {}),
+    "resnet101": (ResNet, {"blocks": (3, 4, 23, 3)}),
+    "resnet152": (ResNet, {"blocks": (3, 8, 36, 3)}),
+    "vgg16": (VGG, {}),
+    "vgg16_separable": (SeparableVGG, {}),
 }
 
 
-def model_class(name: str) -> type[nnx.Module]:
-    """The class of a model; ValueError names the known ones."""
+def _row(name: str) -> tuple[type[Network], dict[str, Any]]:
     if name not in MODELS:
-        raise ValueError(f"model name = {name!r}: choose one of {sorted(MODELS)}")
+        raise SettingError("name", name, f"is not a model; choose one of {', '.join(MODELS)}")
     return MODELS[name]
 
 
-def create_model(name: str, *, rngs: nnx.Rngs | None = None, **config) -> nnx.Module:
+def model_class(name: str) -> type[Network]:
+    """The class of a model.
+
+    Raises:
+      SettingError: for an unknown name; lists the known ones.
+    """
+    return _row(name)[0]
+
+
+def model_config(name: str, **settings: Any) -> NetworkConfig:
+    """The settings of a model: those of its paper, with `settings` in place of some.
+
+    Raises:
+      SettingError: for an unknown model or setting, or a value out of range.
+
+    >>> model_config("resnet101", num_classes=10).blocks
+    (3, 4, 23, 3)
+    """
+    cls, variant = _row(name)
+    return cls.CONFIG(**variant | settings)
+
+
+def create_model(name: str, *, rngs: nnx.Rngs | None = None, **settings: Any) -> Network:
     """Builds a model with fresh parameters.
 
     Args:
       name: a key of `MODELS`.
       rngs: keys for the initial parameters; `nnx.Rngs(0)` if not given.
-      **config: fields of the model's `Config`; what is not given is the paper's.
+      **settings: fields of the model's `CONFIG` that differ from its paper.
 
     Raises:
-      ValueError: for an unknown model, or a value out of range.
-      TypeError: for an unknown field.
+      SettingError: for an unknown model or setting, or a value out of range.
 
     >>> model = nnx.eval_shape(lambda: create_model("xception", num_classes=10))
     >>> model.classifier.kernel.shape
     (2048, 10)
     """
-    cls = model_class(name)
-    known = inspect.signature(cls.CONFIG).parameters
-    for field in config:
-        if field not in known:
-            near = difflib.get_close_matches(field, known, n=1)
-            raise TypeError(f"{name} has no setting {field!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
-    return cls(cls.CONFIG(**config), rngs=rngs if rngs is not None else nnx.Rngs(0))
+    config = model_config(name, **settings)
+    return model_class(name)(config, rngs=rngs if rngs is not None else nnx.Rngs(0))

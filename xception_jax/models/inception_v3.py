@@ -12,18 +12,21 @@ Two networks have this name. "canonical" is that of TF-Slim and of Keras since 2
     the pooling tower that halves the 17x17 grid: takes the average, not the maximum
 """
 
-import dataclasses
 import functools
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
+import pydantic
 from flax import nnx
+from pydantic import NonNegativeInt
 
 from xception_jax import ops
+from xception_jax.errors import SettingError
 from xception_jax.layers import ConvBN
 from xception_jax.models import network
-from xception_jax.models.preprocessing import Preprocessing
+from xception_jax.models.network import NormalizedConfig, Triple
+from xception_jax.settings import setting
 
 
 class Reading(NamedTuple):
@@ -50,58 +53,30 @@ INNER_FEATURES = (128, 160, 160, 192)  # of the other inner layers of the 7x7 to
 MODULES = (3, 4, 2)  # on the 35x35, 17x17 and 8x8 grid
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
-    """The defaults are the canonical network, with the dropout of Chollet 2017.
+class Config(NormalizedConfig):
+    """The defaults are the canonical network, with the dropout that Chollet 2017 uses on ImageNet (section 4.3).
 
-    Attributes:
-      num_classes: outputs of the logistic regression.
-      in_channels: of the images; 3 = RGB.
-      dropout: rate before the logistic regression (0.5 for ImageNet, 0 for JFT; Chollet 2017, section 4.3).
-      fc_layers: widths of fully connected ReLU layers before it, (4096, 4096) in Chollet 2017, figure 8.
-      reading: "canonical" or "paper", see above.
-      width: multiplier of the features of every convolution; rounded, at least 1.
-      modules: how many Inception modules on the 35x35, 17x17 and 8x8 grid; fewer leave out the last ones.
-      stem_strides: of the first convolution, the first and the second max-pooling; a pooling of stride 1 is left
-        out. Strides (1, 1, 1) and padding "SAME" suit images of a few dozen pixels.
-      padding: of the stem's first, second and last convolution, its poolings, and the layers that halve a grid.
-        All others are padded to keep the size.
-      bn_epsilon, bn_momentum: today's Keras values.
-      bn_group_size: images for each set of training statistics; None = the whole batch.
-      implementation: of convolutions and max-pooling, see `ops`; None = the fastest measured for the platform.
-      dtype: of the computation; parameters and statistics stay float32.
+    Stem strides (1, 1, 1) and padding "SAME" suit images of a few dozen pixels. Layers that `padding` does not
+    govern are padded to keep the image's size.
     """
 
-    num_classes: int = 1000
-    in_channels: int = 3
-    dropout: float = 0.5
-    fc_layers: tuple[int, ...] = ()
-    reading: Literal["canonical", "paper"] = "canonical"
-    width: float = 1.0
-    modules: tuple[int, int, int] = MODULES
-    stem_strides: tuple[int, int, int] = (2, 2, 2)
-    padding: Literal["VALID", "SAME"] = "VALID"
-    bn_epsilon: float = 1e-3
-    bn_momentum: float = 0.99
-    bn_group_size: int | None = None
-    implementation: Literal["xla", "shift"] | None = None
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    reading: Literal["canonical", "paper"] = setting("canonical", "which of the two networks of this name")
+    width: float = setting(1.0, "multiplier of the features of every convolution; rounded, at least 1", gt=0)
+    modules: tuple[NonNegativeInt, NonNegativeInt, NonNegativeInt] = setting(
+        MODULES, "number of modules on the 35x35, 17x17 and 8x8 grid; fewer leave out the last ones"
+    )
+    stem_strides: Triple = setting(
+        (2, 2, 2), "strides of the first convolution and of both max-poolings; a pooling of stride 1 is left out"
+    )
+    padding: Literal["VALID", "SAME"] = setting(
+        "VALID", "of the stem's poolings, its first, second and last convolution, and the layers that halve a grid"
+    )
 
-    def __post_init__(self):
-        modules = len(self.modules) == len(MODULES) and all(
-            0 <= count <= most for count, most in zip(self.modules, MODULES, strict=True)
-        )
-        network.check(
-            self,
-            positive=("width",),
-            all_positive=("stem_strides",),
-            rules=[
-                ("reading", self.reading in READINGS, f"one of {sorted(READINGS)}"),
-                ("modules", modules, f"three numbers from 0 to {MODULES}"),
-                ("stem_strides", len(self.stem_strides) == 3, "three numbers"),
-                ("padding", self.padding in ("VALID", "SAME"), "'VALID' or 'SAME'"),
-            ],
-        )
+    @pydantic.model_validator(mode="after")
+    def _check(self) -> Self:
+        if any(count > most for count, most in zip(self.modules, MODULES, strict=True)):
+            raise SettingError("modules", self.modules, f"can be at most {MODULES}")
+        return self
 
     def scaled(self, features: int) -> int:
         """Features of a convolution that has `features` at width 1."""
@@ -255,9 +230,7 @@ def module_8(width: int, *, tower: functools.partial) -> Mixed:
 class InceptionV3(network.Network):
     """Inception V3; `config.reading` says which."""
 
-    PREPROCESSING = Preprocessing(
-        image_size=299, mean=0.5, std=0.5, crop="central", crop_fraction=0.875, resize="bilinear"
-    )
+    PREPROCESSING = network.preprocessing(image_size=299, crop="central")
     CONFIG = Config
 
     def __init__(self, config: Config, *, rngs: nnx.Rngs):
@@ -310,7 +283,7 @@ class InceptionV3(network.Network):
         Raises:
           ValueError: if the images are too small for the layers without padding.
         """
-        self._check_images(x, smallest=self._smallest_input(), remedy=", or padding 'SAME'")
+        self._check_images(x, smallest=self._smallest_input(), alternative="padding = 'SAME'")
         with jax.named_scope("stem"):
             x = self._stem(x, train)  # 299: [N, 35, 35, 192]
         for i, mixed in enumerate(self.mixed):

@@ -1,51 +1,89 @@
-"""What the models share: checks of settings and images, and the way from features to logits."""
+"""What the image models share: common settings, the check of their input, and the classification head."""
 
 import functools
-from collections.abc import Iterable, Sequence
+from typing import Annotated, Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from pydantic import PositiveInt
 
-from xception_jax import ops
 from xception_jax.layers import KERNEL_INIT, BatchNorm
+from xception_jax.ops import Implementation
+from xception_jax.settings import Section, setting, zero_is_none
+
+Pair = tuple[PositiveInt, PositiveInt]
+Triple = tuple[PositiveInt, PositiveInt, PositiveInt]
 
 
-def check(
-    config,
-    *,
-    positive: Sequence[str] = (),
-    all_positive: Sequence[str] = (),
-    rules: Iterable[tuple[str, bool, str]] = (),
-) -> None:
-    """Checks the fields which most models have, those of them that `config` has, and what else is given.
+class NetworkConfig(Section):
+    """Settings of every image model."""
 
-    Args:
-      config: a model's.
-      positive: fields with a number above 0, or None.
-      all_positive: fields with a tuple of such numbers.
-      rules: (field, whether its value is right, what it must be).
+    num_classes: int = setting(1000, "number of classes, the outputs of the classifier", gt=0)
+    in_channels: int = setting(3, "channels of the images; 3 for RGB", gt=0)
+    dropout: float = setting(0.5, "dropout rate before the classifier", ge=0, lt=1)
+    fc_layers: tuple[PositiveInt, ...] = setting((), "widths of fully connected ReLU layers before the classifier")
+    implementation: Implementation | None = setting(
+        None, "of convolutions and max-pooling; None: the fastest that was measured for the platform"
+    )
+    dtype: Literal["float32", "bfloat16"] = setting(
+        "float32", "type of the computation; parameters and statistics stay float32"
+    )
 
-    Raises:
-      ValueError: for the first field that is out of its range.
+
+class NormalizedConfig(NetworkConfig):
+    """Settings of every image model with batch normalization; the defaults are those of Keras today."""
+
+    bn_epsilon: float = setting(1e-3, "added to the variance, inside the root", gt=0)
+    bn_momentum: float = setting(0.99, "decay of the running statistics in each step", ge=0, lt=1)
+    bn_group_size: Annotated[int | None, zero_is_none] = setting(
+        None, "images that share training statistics; None: the whole batch, over all devices", gt=0
+    )
+
+
+class ImageSizeError(ValueError):
+    """Images whose height or width the model cannot take.
+
+    Attributes:
+      size: height and width of the images in pixels.
+      smallest: least height and width that the model takes.
+      remedy: what the model needs, and what to do.
+
+    >>> print(ImageSizeError((32, 32), 71, "the model needs at least 71 pixels each way; enlarge the images"))
+    images of 32 x 32 pixels: the model needs at least 71 pixels each way; enlarge the images
     """
-    positive = ("num_classes", "in_channels", "bn_group_size", "bn_epsilon", *positive)
-    values = {name: getattr(config, name, None) for name in positive}
-    checked = [(name, value is None or value > 0, "above 0") for name, value in values.items()]
-    checked += [
-        (name, all(value > 0 for value in getattr(config, name)), "all above 0")
-        for name in ("fc_layers", *all_positive)
-    ]
-    checked += [(name, 0 <= getattr(config, name, 0) < 1, "in [0, 1)") for name in ("dropout", "bn_momentum")]
-    known = (None, *ops.IMPLEMENTATIONS)
-    checked.append(("implementation", config.implementation in known, f"None or in {ops.IMPLEMENTATIONS}"))
-    for name, holds, rule in [*checked, *rules]:
-        if not holds:
-            raise ValueError(f"{name} = {getattr(config, name)}: must be {rule}")
+
+    def __init__(self, size: tuple[int, int], smallest: int, remedy: str):
+        super().__init__(size, smallest, remedy)
+        self.size, self.smallest, self.remedy = size, smallest, remedy
+
+    def __str__(self) -> str:
+        height, width = self.size
+        return f"images of {height} x {width} pixels: {self.remedy}"
+
+
+def preprocessing(*, image_size: int, crop: str) -> dict[str, Any]:
+    """How images become a model's input, unless a recipe says otherwise; pixels reach the models in [-1, 1].
+
+    Returns:
+      `image_size` in pixels; `mean` and `std`, by which pixels in [0, 1] are normalized as (value - mean) / std;
+      and `crop`, `crop_fraction` and `resize`, which say what part of an image is evaluated and how it is scaled.
+    """
+    return {
+        "image_size": image_size,
+        "mean": 0.5,
+        "std": 0.5,
+        "crop": crop,
+        "crop_fraction": 0.875,
+        "resize": "bilinear",
+    }
 
 
 def smallest_input(*layers: tuple[int, int]) -> int:
-    """Height and width that leave one pixel after unpadded layers of (window, strides), the first one first.
+    """The least height and width of an input from which unpadded layers leave one pixel.
+
+    Args:
+      *layers: (window, strides) of each layer, from the input to the output.
 
     >>> smallest_input((3, 2), (3, 1))
     7
@@ -56,8 +94,8 @@ def smallest_input(*layers: tuple[int, int]) -> int:
     return size
 
 
-def batch_norm(config, **options) -> functools.partial:
-    """`BatchNorm` as the config says; takes the number of channels."""
+def batch_norm(config: NormalizedConfig, **options: Any) -> functools.partial:
+    """`BatchNorm` with the settings of `config`; call the result with the number of channels."""
     return functools.partial(
         BatchNorm,
         momentum=config.bn_momentum,
@@ -69,14 +107,24 @@ def batch_norm(config, **options) -> functools.partial:
 
 
 class Network(nnx.Module):
-    """A model: its `features` are defined by the subclass, their way to the logits here.
+    """Base class of all image models: checks of the input, and the classification head.
 
-    State: parameters and batch statistics, nothing else. A subclass has the class attributes `CONFIG` and
-    `PREPROCESSING`, keeps its config as `self.config`, and its `__init__` ends with `_add_head`.
+    A subclass defines `features`, the class attributes `CONFIG` and `PREPROCESSING`, keeps its settings as
+    `self.config`, and ends its `__init__` with `_add_head`. Its state is its parameters (`nnx.Param`) and any
+    other `nnx.Variable` that it keeps, such as batch statistics; random keys are arguments of the call.
+
+    Attributes:
+      CONFIG: class of the model's settings.
+      INPUTS: name of the modality that the model reads.
+      PREPROCESSING: how images become the model's input, see `preprocessing`.
     """
 
+    CONFIG: ClassVar[type[NetworkConfig]]
+    INPUTS: ClassVar[str] = "images"
+    PREPROCESSING: ClassVar[dict[str, Any]]
+
     def _add_head(self, width: int, *, kernel_init: nnx.Initializer = KERNEL_INIT, rngs: nnx.Rngs) -> None:
-        """Fully connected layers, dropout and classifier on `width` features."""
+        """Adds fully connected layers, dropout and the classifier, which read `width` features."""
         config = self.config
         dtype = jnp.dtype(config.dtype)
         linear = functools.partial(nnx.Linear, kernel_init=kernel_init, rngs=rngs)
@@ -85,23 +133,36 @@ class Network(nnx.Module):
             self.fc.append(linear(width, features, dtype=dtype))
             width = features
         self.dropout = nnx.Dropout(config.dropout)
-        # In bfloat16 many logits would be equal.
+        # Rounded to bfloat16, the logits of different classes would often be equal.
         logits = jnp.dtype(jnp.float32) if dtype.itemsize < 4 else dtype
         self.classifier = linear(width, config.num_classes, dtype=logits)
 
-    def _check_images(self, x: jax.Array, *, smallest: int = 1, remedy: str = "") -> None:
-        """Raises ValueError unless x is float[N, H, W, in_channels] of at least `smallest` pixels each way."""
+    def _check_images(self, x: jax.Array, *, smallest: int = 1, alternative: str = "") -> None:
+        """Checks that x is float[N, H, W, in_channels] with H and W of at least `smallest` pixels.
+
+        Args:
+          x: the images.
+          smallest: least height and width in pixels.
+          alternative: setting of the model that admits smaller images, such as "padding = 'SAME'".
+
+        Raises:
+          ImageSizeError: for smaller images.
+          ValueError: for another rank or number of channels.
+        """
         if x.ndim != 4 or x.shape[-1] != self.config.in_channels:
             raise ValueError(f"images must be [N, H, W, {self.config.in_channels}]; got {x.shape}")
         if min(x.shape[1:3]) < smallest:
-            raise ValueError(f"images of {x.shape[1:3]} pixels are too small: need {smallest}{remedy}")
+            remedy = f"the model needs at least {smallest} pixels each way; enlarge the images"
+            raise ImageSizeError(
+                x.shape[1:3], smallest, remedy + (f", or set {alternative}" if alternative else "")
+            )
 
     def features(self, x: jax.Array, *, train: bool = False) -> jax.Array:
-        """Normalized images float[N, H, W, in_channels] -> float[N, h, w, C] before pooling."""
+        """Normalized images float[N, H, W, in_channels] -> features float[N, h, w, C] before pooling."""
         raise NotImplementedError
 
     def logits(self, x: jax.Array, *, train: bool, key: jax.Array | None) -> jax.Array:
-        """Features float[N, h, w, C] -> logits float32[N, num_classes]; arguments as of `__call__`."""
+        """Features float[N, h, w, C] -> logits float32[N, num_classes]; `train` and `key` as in `__call__`."""
         x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)  # [N, C]
         for linear in self.fc:
             x = jax.nn.relu(linear(x))  # [N, width]
@@ -113,11 +174,12 @@ class Network(nnx.Module):
 
         Args:
           x: images, normalized as `PREPROCESSING` says.
-          train: use and update batch statistics, apply dropout.
-          key: PRNG key of the dropout; needed if `train` and `config.dropout` > 0.
+          train: normalizes by the statistics of the batch, updates the running ones, and applies dropout.
+          key: PRNG key of the dropout; required if `train` is set and `config.dropout` > 0.
 
         Raises:
-          ValueError: for images of another shape or too small, or a missing key.
+          ImageSizeError: for images whose height or width the model cannot take.
+          ValueError: for images of another rank or number of channels, or if the key is missing.
         """
         if train and self.config.dropout and key is None:
             raise ValueError(f"key = None: training with dropout = {self.config.dropout} needs a PRNG key")

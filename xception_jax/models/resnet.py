@@ -5,83 +5,47 @@ that halves the image does so in its first 1x1 convolution. With biases in the c
 they have 25,583,592, 44,601,832 and 60,268,520 parameters.
 """
 
-import dataclasses
 import functools
-from typing import Literal
+from typing import Self
 
 import jax
 import jax.numpy as jnp
+import pydantic
 from flax import nnx
+from pydantic import PositiveInt
 
 from xception_jax import ops
+from xception_jax.errors import SettingError
 from xception_jax.layers import ConvBN
 from xception_jax.models import network
-from xception_jax.models.preprocessing import Preprocessing
+from xception_jax.models.network import NormalizedConfig, Pair
+from xception_jax.settings import setting
 
 EXPANSION = 4  # features of a block's last layer / of its others
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
-    """The defaults are ResNet-50.
+class Config(NormalizedConfig):
+    """The defaults are ResNet-50, with Keras's constants of batch normalization."""
 
-    Attributes:
-      num_classes: outputs of the logistic regression.
-      in_channels: of the images; 3 = RGB.
-      blocks: how many in each stage; every stage but the first halves the image.
-      widths: of the blocks of each stage, inside; they put out 4 times as many features.
-      stem_width: features of the 7x7 convolution.
-      stem_strides: of the 7x7 convolution and the max-pooling; a pooling of stride 1 is left out. (1, 1) suits
-        images of a few dozen pixels.
-      use_bias: whether the convolutions have biases, though batch normalization follows: Keras's have.
-      dropout: rate before the logistic regression.
-      fc_layers: widths of fully connected ReLU layers before it.
-      bn_epsilon, bn_momentum: Keras's values.
-      bn_group_size: images for each set of training statistics; None = the whole batch.
-      implementation: of convolutions and pooling, see `ops`; None = the fastest measured for the platform.
-      dtype: of the computation; parameters and statistics stay float32.
-    """
+    dropout: float = setting(0.0, "dropout rate before the classifier", ge=0, lt=1)
+    bn_epsilon: float = setting(1.001e-5, "added to the variance, inside the root", gt=0)
+    blocks: tuple[PositiveInt, ...] = setting(
+        (3, 4, 6, 3), "number of blocks in each stage; every stage but the first halves the image", min_length=1
+    )
+    widths: tuple[PositiveInt, ...] = setting(
+        (64, 128, 256, 512), "features inside the blocks of each stage; a block's output has 4 times as many"
+    )
+    stem_width: int = setting(64, "features of the 7x7 convolution", gt=0)
+    stem_strides: Pair = setting(
+        (2, 2), "strides of the 7x7 convolution and of the max-pooling; a pooling of stride 1 is left out"
+    )
+    use_bias: bool = setting(True, "biases in the convolutions, as in Keras, though batch normalization follows")
 
-    num_classes: int = 1000
-    in_channels: int = 3
-    blocks: tuple[int, ...] = (3, 4, 6, 3)
-    widths: tuple[int, ...] = (64, 128, 256, 512)
-    stem_width: int = 64
-    stem_strides: tuple[int, int] = (2, 2)
-    use_bias: bool = True
-    dropout: float = 0.0
-    fc_layers: tuple[int, ...] = ()
-    bn_epsilon: float = 1.001e-5
-    bn_momentum: float = 0.99
-    bn_group_size: int | None = None
-    implementation: Literal["xla", "shift"] | None = None
-    dtype: Literal["float32", "bfloat16"] = "float32"
-
-    def __post_init__(self):
-        network.check(
-            self,
-            positive=("stem_width",),
-            all_positive=("blocks", "widths", "stem_strides"),
-            rules=[
-                ("blocks", len(self.blocks) > 0, "one number or more"),
-                ("widths", len(self.widths) == len(self.blocks), "as many as blocks"),
-                ("stem_strides", len(self.stem_strides) == 2, "two numbers"),
-            ],
-        )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Config101(Config):
-    """The defaults are ResNet-101; attributes as of `Config`."""
-
-    blocks: tuple[int, ...] = (3, 4, 23, 3)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Config152(Config):
-    """The defaults are ResNet-152; attributes as of `Config`."""
-
-    blocks: tuple[int, ...] = (3, 8, 36, 3)
+    @pydantic.model_validator(mode="after")
+    def _check(self) -> Self:
+        if len(self.widths) != len(self.blocks):
+            raise SettingError("widths", self.widths, f"must have as many numbers as blocks = {self.blocks}")
+        return self
 
 
 class Bottleneck(nnx.Module):
@@ -110,13 +74,11 @@ class Bottleneck(nnx.Module):
         return jax.nn.relu(last(x, train=train) + shortcut)  # [N, H / strides, W / strides, features]
 
 
-class ResNet50(network.Network):
-    """The residual network of the config, ResNet-50 by default."""
+class ResNet(network.Network):
+    """The residual network that its config describes, ResNet-50 by default."""
 
     # He et al. subtract the mean image instead.
-    PREPROCESSING = Preprocessing(
-        image_size=224, mean=0.5, std=0.5, crop="shorter_side", crop_fraction=0.875, resize="bilinear"
-    )
+    PREPROCESSING = network.preprocessing(image_size=224, crop="shorter_side")
     CONFIG = Config
 
     def __init__(self, config: Config, *, rngs: nnx.Rngs):
@@ -166,15 +128,3 @@ class ResNet50(network.Network):
                     # 224: [N, 56, 56, 256], [N, 28, 28, 512], [N, 14, 14, 1024], [N, 7, 7, 2048]
                     x = block(x, train=train)
         return x
-
-
-class ResNet101(ResNet50):
-    """ResNet-101."""
-
-    CONFIG = Config101
-
-
-class ResNet152(ResNet50):
-    """ResNet-152."""
-
-    CONFIG = Config152

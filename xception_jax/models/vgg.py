@@ -10,28 +10,28 @@ normalization, and Xception's head. Its widths are m, 2m, 4m, 8m and 8m, rounded
 be 23,626,728 parameters, those of Inception V3 in table 3. Rounded there are 23,629,977.
 """
 
-import dataclasses
 import functools
-from typing import Literal
+from typing import Annotated, Self
 
 import jax
 import jax.numpy as jnp
+import pydantic
+from annotated_types import MinLen
 from flax import nnx
+from pydantic import PositiveInt
 
 from xception_jax import ops
+from xception_jax.errors import SettingError
 from xception_jax.layers import Conv, SeparableConvBN
 from xception_jax.models import network
-from xception_jax.models.preprocessing import Preprocessing
+from xception_jax.models.network import NetworkConfig, NormalizedConfig
+from xception_jax.settings import setting
 
 # He et al. 2015: each ReLU halves the variance of the signal, and no normalization restores it; from Keras's
 # initialization this network hardly begins to learn.
 KERNEL_INIT = nnx.initializers.he_normal()
 
-
-def _stages_rule(stages: tuple[tuple[int, ...], ...]) -> tuple[str, bool, str]:
-    """What `network.check` needs to know of `stages`."""
-    right = len(stages) > 0 and all(stages) and min(map(min, stages)) > 0
-    return "stages", right, "one or more tuples of widths above 0"
+Stages = tuple[Annotated[tuple[PositiveInt, ...], MinLen(1)], ...]
 
 
 def _stack(layer: functools.partial, config) -> nnx.List:
@@ -44,43 +44,36 @@ def _stack(layer: functools.partial, config) -> nnx.List:
     return stages
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
-    """The defaults are VGG-16.
+class Config(NetworkConfig):
+    """The defaults are VGG-16."""
 
-    Attributes:
-      num_classes: outputs of the logistic regression.
-      in_channels: of the images; 3 = RGB.
-      image_size: height and width of the images: the first fully connected layer reads every pixel.
-      stages: widths of the 3x3 convolutions; 2x2 max-pooling ends every stage.
-      fc_layers: widths of the fully connected ReLU layers.
-      dropout: rate after each of them.
-      implementation: of convolutions and pooling, see `ops`; None = the fastest measured for the platform.
-      dtype: of the computation; parameters stay float32.
-    """
+    dropout: float = setting(0.5, "dropout rate after each fully connected layer", ge=0, lt=1)
+    fc_layers: tuple[PositiveInt, ...] = setting(
+        (4096, 4096), "widths of fully connected ReLU layers before the classifier"
+    )
+    image_size: int = setting(
+        224, "height and width of the images in pixels: the first fully connected layer reads every pixel", gt=0
+    )
+    stages: Stages = setting(
+        ((64,) * 2, (128,) * 2, (256,) * 3, (512,) * 3, (512,) * 3),
+        "features of the 3x3 convolutions; each stage ends with 2x2 max-pooling",
+        min_length=1,
+    )
 
-    num_classes: int = 1000
-    in_channels: int = 3
-    image_size: int = 224
-    stages: tuple[tuple[int, ...], ...] = ((64,) * 2, (128,) * 2, (256,) * 3, (512,) * 3, (512,) * 3)
-    fc_layers: tuple[int, ...] = (4096, 4096)
-    dropout: float = 0.5
-    implementation: Literal["xla", "shift"] | None = None
-    dtype: Literal["float32", "bfloat16"] = "float32"
-
-    def __post_init__(self):
-        least = 2 ** len(self.stages)
-        rules = [_stages_rule(self.stages), ("image_size", self.image_size >= least, f"at least {least}")]
-        network.check(self, rules=rules)
+    @pydantic.model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.image_size < (least := 2 ** len(self.stages)):
+            raise SettingError(
+                "image_size", self.image_size, f"must be at least {least}: each stage halves the image"
+            )
+        return self
 
 
 class VGG(network.Network):
     """VGG: 3x3 convolutions with bias and ReLU; no normalization."""
 
     # Simonyan and Zisserman subtract the mean color instead.
-    PREPROCESSING = Preprocessing(
-        image_size=224, mean=0.5, std=0.5, crop="shorter_side", crop_fraction=0.875, resize="bilinear"
-    )
+    PREPROCESSING = network.preprocessing(image_size=224, crop="shorter_side")
     CONFIG = Config
 
     def __init__(self, config: Config, *, rngs: nnx.Rngs):
@@ -108,10 +101,10 @@ class VGG(network.Network):
         config = self.config
         self._check_images(x)
         if x.shape[1:3] != (config.image_size,) * 2:
-            raise ValueError(
-                f"images of {x.shape[1:3]} pixels do not fit: the model's image_size is {config.image_size};"
-                " resize them, or create it for these"
+            remedy = (
+                f"the model's image_size is {config.image_size}; resize them, or create the model for their size"
             )
+            raise network.ImageSizeError(x.shape[1:3], config.image_size, remedy)
         for i, stage in enumerate(self.stages):
             with jax.named_scope(f"stage_{i}"):
                 for conv in stage:
@@ -130,43 +123,20 @@ class VGG(network.Network):
         return self.classifier(x)  # [N, num_classes]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SeparableConfig:
-    """The defaults have as many parameters as Inception V3, see above.
+class SeparableConfig(NormalizedConfig):
+    """The defaults have as many parameters as Inception V3, see the top of the file."""
 
-    Attributes:
-      num_classes: outputs of the logistic regression.
-      in_channels: of the images; 3 = RGB.
-      stages: widths of the separable convolutions; 2x2 max-pooling ends every stage.
-      dropout: rate before the logistic regression, as in Xception.
-      fc_layers: widths of fully connected ReLU layers before it.
-      bn_epsilon, bn_momentum: as in Xception.
-      bn_group_size: images for each set of training statistics; None = the whole batch.
-      implementation: of convolutions and pooling, see `ops`; None = the fastest measured for the platform.
-      dtype: of the computation; parameters and statistics stay float32.
-    """
-
-    num_classes: int = 1000
-    in_channels: int = 3
-    stages: tuple[tuple[int, ...], ...] = ((233,) * 2, (465,) * 2, (931,) * 3, (1862,) * 3, (1862,) * 3)
-    dropout: float = 0.5
-    fc_layers: tuple[int, ...] = ()
-    bn_epsilon: float = 1e-3
-    bn_momentum: float = 0.99
-    bn_group_size: int | None = None
-    implementation: Literal["xla", "shift"] | None = None
-    dtype: Literal["float32", "bfloat16"] = "float32"
-
-    def __post_init__(self):
-        network.check(self, rules=[_stages_rule(self.stages)])
+    stages: Stages = setting(
+        ((233,) * 2, (465,) * 2, (931,) * 3, (1862,) * 3, (1862,) * 3),
+        "features of the separable convolutions; each stage ends with 2x2 max-pooling",
+        min_length=1,
+    )
 
 
 class SeparableVGG(network.Network):
     """VGG-style stack of depthwise separable convolutions, each with batch normalization and ReLU."""
 
-    PREPROCESSING = Preprocessing(
-        image_size=299, mean=0.5, std=0.5, crop="central", crop_fraction=0.875, resize="bilinear"
-    )
+    PREPROCESSING = network.preprocessing(image_size=299, crop="central")
     CONFIG = SeparableConfig
 
     def __init__(self, config: SeparableConfig, *, rngs: nnx.Rngs):

@@ -4,89 +4,58 @@ F. Chollet, "Xception: Deep Learning with Depthwise Separable Convolutions", CVP
 36 convolutional layers in 14 modules, residual connections around all but the first and the last.
 """
 
-import dataclasses
 import functools
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from pydantic import PositiveInt
 
 from xception_jax import ops
-from xception_jax.layers import ACTIVATIONS, ConvBN, SeparableConvBN
+from xception_jax.layers import ConvBN, SeparableConvBN
 from xception_jax.models import network
-from xception_jax.models.preprocessing import Preprocessing
+from xception_jax.models.network import NormalizedConfig, Pair, Triple
+from xception_jax.settings import setting, zero_is_none
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
-    """What figure 5 fixes and the paper's experiments vary; the defaults are the paper's ImageNet network.
+class Config(NormalizedConfig):
+    """The network of figure 5, and what the paper's experiments vary; the defaults are the paper's on ImageNet.
 
-    Attributes:
-      num_classes: outputs of the logistic regression.
-      in_channels: of the images; 3 = RGB.
-      dropout: rate before the logistic regression (0.5 for ImageNet, 0 for JFT; section 4.3).
-      fc_layers: widths of fully connected ReLU layers before it, (4096, 4096) in figure 8.
-      residual: False drops all 12 residual connections (figure 9).
-      intermediate_activation: between depthwise and pointwise convolution (figure 10).
-      segments: of the spatial convolutions: None = one per channel (depthwise), 1 = a regular convolution;
-        where the number does not divide the channels, near-equal segments; at most one per channel.
-      stem_widths, stem_strides, stem_padding: the two convolutions of module 1. Strides (1, 1) and "SAME"
-        suit images of a few dozen pixels.
-      entry_widths: of the halving modules 2-4; the last is the middle flow's width.
-      middle_blocks: identity modules of three separable convolutions, 5-12.
-      exit_widths: the last layer of module 13, then the two layers of module 14.
-      bn_epsilon, bn_momentum: today's Keras values. The paper gives none; Keras had epsilon 1e-5 in 2016.
-      bn_group_size: images for each set of training statistics; None = the whole batch.
-      implementation: of convolutions and pooling, see `ops`; None = the fastest measured for the platform.
-      remat: keep only the input of modules 2-13 for the backward pass and compute the rest again. XLA's CPU
-        backend undoes it in jax 0.10, unless scan_middle is set too.
-      scan_middle: compile one identity module and loop over all; the loop copies what the backward pass needs.
-      dtype: of the computation; parameters and statistics stay float32.
+    The paper trains with dropout 0.5 on ImageNet and without on JFT (section 4.3), and with fully connected layers
+    (4096, 4096) in figure 8. It gives no constants of batch normalization; Keras had epsilon 1e-5 in 2016.
     """
 
-    num_classes: int = 1000
-    in_channels: int = 3
-    dropout: float = 0.5
-    fc_layers: tuple[int, ...] = ()
-    residual: bool = True
-    intermediate_activation: Literal["relu", "elu"] | None = None
-    segments: int | None = None
-    stem_widths: tuple[int, int] = (32, 64)
-    stem_strides: tuple[int, int] = (2, 1)
-    stem_padding: Literal["VALID", "SAME"] = "VALID"
-    entry_widths: tuple[int, ...] = (128, 256, 728)
-    middle_blocks: int = 8
-    exit_widths: tuple[int, int, int] = (1024, 1536, 2048)
-    bn_epsilon: float = 1e-3
-    bn_momentum: float = 0.99
-    bn_group_size: int | None = None
-    implementation: Literal["xla", "shift"] | None = None
-    remat: bool = False
-    scan_middle: bool = False
-    dtype: Literal["float32", "bfloat16"] = "float32"
-
-    def __post_init__(self):
-        network.check(
-            self,
-            positive=("segments",),
-            all_positive=("stem_widths", "stem_strides", "entry_widths", "exit_widths"),
-            rules=[
-                ("middle_blocks", self.middle_blocks >= 0, "at least 0"),
-                ("entry_widths", len(self.entry_widths) > 0, "one width or more"),
-                ("exit_widths", len(self.exit_widths) == 3, "three widths"),
-                ("stem_strides", len(self.stem_strides) == len(self.stem_widths), "as many as stem_widths"),
-                ("stem_padding", self.stem_padding in ("VALID", "SAME"), "'VALID' or 'SAME'"),
-                (
-                    "intermediate_activation",
-                    self.intermediate_activation in (None, *ACTIVATIONS),
-                    f"None or one of {sorted(ACTIVATIONS)}",
-                ),
-            ],
-        )
+    residual: bool = setting(True, "False removes all 12 residual connections (figure 9)")
+    intermediate_activation: Literal["relu", "elu"] | None = setting(
+        None, "activation between depthwise and pointwise convolution (figure 10)"
+    )
+    segments: Annotated[int | None, zero_is_none] = setting(
+        None,
+        "channel segments of spatial convolutions; 1: a regular convolution, None: one segment a channel",
+        gt=0,
+    )
+    stem_widths: Pair = setting((32, 64), "features of the two convolutions of module 1")
+    stem_strides: Pair = setting((2, 1), "their strides; (1, 1) suits images of a few dozen pixels")
+    stem_padding: Literal["VALID", "SAME"] = setting(
+        "VALID", "their padding; SAME suits images of a few dozen pixels"
+    )
+    entry_widths: tuple[PositiveInt, ...] = setting(
+        (128, 256, 728),
+        "features of modules 2-4, each of which halves the image; the last is the middle flow's",
+        min_length=1,
+    )
+    middle_blocks: int = setting(8, "number of modules in the middle flow, 5-12", ge=0)
+    exit_widths: Triple = setting(
+        (1024, 1536, 2048), "features of the end of module 13 and of the two layers of module 14"
+    )
+    remat: bool = setting(
+        False, "recompute modules 2-13 in the backward pass; on CPU under jax 0.10 this needs scan_middle too"
+    )
+    scan_middle: bool = setting(False, "compile one module of the middle flow and loop over all of them")
 
 
-class Module(nnx.Module):
+class ResidualModule(nnx.Module):
     """One of modules 2-13: separable convolutions, each after a ReLU, around them a residual connection.
 
     With `downsample` a 3x3 max-pooling of stride 2 follows them and the connection is a 1x1 convolution of
@@ -144,9 +113,7 @@ class Module(nnx.Module):
 class Xception(network.Network):
     """The network of figure 5."""
 
-    PREPROCESSING = Preprocessing(
-        image_size=299, mean=0.5, std=0.5, crop="central", crop_fraction=0.875, resize="bilinear"
-    )
+    PREPROCESSING = network.preprocessing(image_size=299, crop="central")
     CONFIG = Config
 
     def __init__(self, config: Config, *, rngs: nnx.Rngs):
@@ -163,7 +130,7 @@ class Xception(network.Network):
             intermediate_activation=config.intermediate_activation,
             **shared,
         )
-        module = functools.partial(Module, residual=config.residual, separable=separable, **shared)
+        module = functools.partial(ResidualModule, residual=config.residual, separable=separable, **shared)
 
         self.stem = nnx.List()  # module 1
         width = config.in_channels
@@ -194,7 +161,7 @@ class Xception(network.Network):
         """
         unpadded = self.config.stem_padding == "VALID"
         windows = [(3 if unpadded else 1, strides) for strides in self.config.stem_strides]
-        self._check_images(x, smallest=network.smallest_input(*windows), remedy=", or stem_padding 'SAME'")
+        self._check_images(x, smallest=network.smallest_input(*windows), alternative="stem_padding = 'SAME'")
         for i, conv in enumerate(self.stem):
             with jax.named_scope(f"stem_{i}"):
                 x = jax.nn.relu(conv(x, train=train))  # 299: [N, 149, 149, 32], [N, 147, 147, 64]
@@ -214,7 +181,7 @@ class Xception(network.Network):
                 x = jax.nn.relu(separable(x, train=train))  # 299: [N, 10, 10, 1536], [N, 10, 10, 2048]
         return x
 
-    def _module(self, module: Module, x: jax.Array, train: bool) -> jax.Array:
+    def _module(self, module: ResidualModule, x: jax.Array, train: bool) -> jax.Array:
         """One of modules 2-13, float[N, h, w, C] -> its output."""
         if self.config.remat:
             return nnx.remat(lambda module, x: module(x, train=train))(module, x)

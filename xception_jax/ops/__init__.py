@@ -8,3 +8,4 @@ from xception_jax.ops.pooling import max_pool as max_pool
 from xception_jax.ops.segmented import partition as partition
 from xception_jax.ops.segmented import segmented_conv as segmented_conv
 from xception_jax.ops.windows import IMPLEMENTATIONS as IMPLEMENTATIONS
+from xception_jax.ops.windows import Implementation as Implementation

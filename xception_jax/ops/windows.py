@@ -1,12 +1,15 @@
 """Sliding windows as shifted copies of a padded array: what the implementations called "shift" have in common."""
 
+import typing
 from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-IMPLEMENTATIONS = ("xla", "shift")
+Implementation = Literal["xla", "shift"]
+IMPLEMENTATIONS: tuple[str, ...] = typing.get_args(Implementation)
 
 Pair = tuple[int, int]
 Pairs = tuple[Pair, Pair]
