@@ -20,6 +20,7 @@ from xception_jax.data.dataset import UnreadableExample
 from xception_jax.data.images import decoding
 from xception_jax.data.images.decoding import decode
 from xception_jax.data.images.resizing import METHODS, PRESETS, evaluation_image, resize
+from xception_jax.errors import SettingError
 
 TEMPLE, FLOWER = load_sample_images().images  # [427, 640, 3] each
 DETAIL = FLOWER[100:160, 200:290]
@@ -120,10 +121,11 @@ class TestDecode:
             encoded = encode(image, "JPEG", subsampling=subsampling, **settings)
             np.testing.assert_array_equal(decode(encoded, name="x"), Image.open(io.BytesIO(encoded)), strict=True)
 
-    def test_opencv_decodes_a_jpeg_alone_and_in_one_thread(self, monkeypatch):
+    @pytest.mark.parametrize("background", ["white", "black"])
+    def test_opencv_decodes_a_jpeg_alone_and_in_one_thread(self, monkeypatch, background):
         encoded = encode(DETAIL, "JPEG")
         monkeypatch.delattr(Image, "open")
-        assert decode(encoded, name="x").shape == (60, 90, 3)
+        assert decode(encoded, name="x", background=background).shape == (60, 90, 3)
         assert cv2.getNumThreads() == 1
 
     def test_a_grey_jpeg_is_as_pillow_decodes_it(self):
@@ -183,6 +185,107 @@ class TestDecode:
             decode(encode(random_image(4, 4), file_format), name="x")[0] = 0
 
 
+def over_white(color, alpha):
+    """The blend in real numbers."""
+    return np.array(color) * (alpha / 255) + 255 * (1 - alpha / 255)
+
+
+def png_grey(row, bits, transparent):
+    """A PNG file of one row of packed grey pixels with a transparent grey; Pillow writes no such depths."""
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", len(row) * 8 // bits, 1, bits, 0, 0, 0, 0))
+    transparency = png_chunk(b"tRNS", struct.pack(">H", transparent))
+    pixels = png_chunk(b"IDAT", zlib.compress(b"\0" + row))
+    return b"\x89PNG\r\n\x1a\n" + header + transparency + pixels + png_chunk(b"IEND", b"")
+
+
+class TestBackground:
+    """Transparent pixels over white; what "black" gives is tested above, as it is the default."""
+
+    @pytest.mark.parametrize("alpha", [0, 1, 100, 128, 254, 255])
+    @pytest.mark.parametrize("file_format", ["PNG", "WEBP", "TIFF"])
+    def test_alpha_is_blended_with_white(self, file_format, alpha):
+        settings = {"lossless": True, "exact": True} if file_format == "WEBP" else {}
+        rgb = random_image(7, 9)
+        rgba = np.dstack([rgb, np.full((7, 9), alpha, np.uint8)])
+        encoded = encode(rgba, file_format, **settings)
+        actual = decode(encoded, name="x", background="white")
+        assert actual.dtype == np.uint8
+        np.testing.assert_allclose(actual, over_white(rgb, alpha), atol=0.5 + 1e-9)
+
+    def test_a_black_drawing_on_transparent_black_stays_visible(self):
+        drawing = np.zeros((8, 8, 4), np.uint8)
+        drawing[2:6, 2:6, 3] = 255
+        for file_format, settings in (("PNG", {}), ("WEBP", {"lossless": True}), ("WEBP", {})):
+            encoded = encode(drawing, file_format, **settings)
+            pixels = decode(encoded, name="x", background="white")
+            assert (pixels[2:6, 2:6] < 30).all() and (pixels[0] > 225).all()
+            assert (decode(encoded, name="x") < 30).all()
+
+    def test_grey_with_alpha(self):
+        encoded = encode(Image.new("LA", (5, 3), (90, 128)), "PNG")
+        expected = np.full((3, 5, 3), np.rint(over_white(90, 128)))
+        np.testing.assert_array_equal(decode(encoded, name="x", background="white"), expected)
+
+    @pytest.mark.parametrize(
+        "file_format, transparency", [("PNG", 1), ("PNG", bytes((255, 0))), ("GIF", 1)], ids=str
+    )
+    def test_a_transparent_colour_of_a_palette_becomes_white(self, file_format, transparency):
+        image = plain_palette_image((10, 120, 230))
+        image.putpixel((0, 0), 0)
+        expected = np.full((3, 5, 3), 255, np.uint8)
+        expected[0, 0] = 9
+        encoded = encode(image, file_format, transparency=transparency)
+        np.testing.assert_array_equal(decode(encoded, name="x", background="white"), expected)
+
+    def test_a_palette_with_alpha_is_blended(self):
+        encoded = encode(plain_palette_image((10, 120, 230)), "PNG", transparency=bytes((255, 100)))
+        expected = np.broadcast_to(over_white((10, 120, 230), 100), (3, 5, 3))
+        np.testing.assert_allclose(decode(encoded, name="x", background="white"), expected, atol=0.5 + 1e-9)
+
+    def test_a_transparent_colour_without_a_palette(self):
+        image = Image.new("RGB", (2, 1), (10, 120, 230))
+        image.putpixel((0, 0), (10, 120, 231))
+        encoded = encode(image, "PNG", transparency=(10, 120, 230))
+        pixels = decode(encoded, name="x", background="white")
+        assert pixels.tolist() == [[[10, 120, 231], [255, 255, 255]]]
+
+    @pytest.mark.parametrize(
+        "row, bits, transparent, greys",
+        [
+            (b"\xa0", 1, 1, [255, 0, 255, 0, 0, 0, 0, 0]),
+            (b"\x1b", 2, 2, [0, 85, 255, 255]),
+            (b"\x5f\x06", 4, 6, [85, 255, 0, 255]),
+            (b"\x05\x06", 8, 5, [255, 6]),
+            (b"\x12\x34\x56\x78", 16, 0x1234, [255, 0x56]),
+        ],
+    )
+    def test_a_transparent_grey_of_any_depth(self, row, bits, transparent, greys):
+        pixels = decode(png_grey(row, bits, transparent), name="x", background="white")
+        np.testing.assert_array_equal(pixels, np.array(greys)[None, :, None].repeat(3, 2))
+
+    @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PCX"])
+    def test_images_without_alpha_stay_as_they_are(self, file_format):
+        encoded = encode(DETAIL, file_format)
+        white = decode(encoded, name="x", background="white")
+        np.testing.assert_array_equal(white, decode(encoded, name="x"), strict=True)
+
+    def test_the_image_is_turned_as_well(self):
+        exif = Image.Exif()
+        exif[0x0112] = 6  # a quarter turn clockwise
+        rgba = np.dstack([random_image(4, 6), np.zeros((4, 6), np.uint8)])
+        rgba[0, 0] = 10, 20, 30, 255  # its corner goes to the upper right
+        for file_format in ("PNG", "WEBP"):
+            settings = {"lossless": True} if file_format == "WEBP" else {}
+            encoded = encode(rgba, file_format, exif=exif, **settings)
+            pixels = decode(encoded, name="x", orientation=True, background="white")
+            assert pixels.shape == (6, 4, 3) and pixels[0, -1].tolist() == [10, 20, 30]
+            assert (pixels.reshape(-1, 3) == 255).all(axis=1).sum() == 23
+
+    def test_another_background_is_refused(self):
+        with pytest.raises(SettingError, match=r"^background = 'grey': choose one of \('white', 'black'\)"):
+            decode(encode(DETAIL, "JPEG"), name="x", background="grey")
+
+
 def damaged_png():
     encoded = bytearray(encode(DETAIL, "PNG"))
     encoded[len(encoded) // 2] ^= 1
@@ -236,12 +339,13 @@ BAD_FILES = {
 
 class TestBadFiles:
     @pytest.mark.parametrize("encoded, reason", BAD_FILES.values(), ids=BAD_FILES)
+    @pytest.mark.parametrize("background", ["white", "black"])
     @pytest.mark.parametrize("orientation", [False, True])
     def test_the_file_and_the_reason_are_named_and_nothing_else_is_printed(
-        self, encoded, reason, orientation, capfd
+        self, encoded, reason, orientation, background, capfd
     ):
         with pytest.raises(UnreadableExample) as caught:
-            decode(encoded, name="cat/7.jpg", orientation=orientation)
+            decode(encoded, name="cat/7.jpg", orientation=orientation, background=background)
         pattern = f"cannot read cat/7.jpg: [^;]*{reason}[^;]*; repair or remove the file"
         assert re.fullmatch(pattern, str(caught.value))
         assert capfd.readouterr() == ("", "")
