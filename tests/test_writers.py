@@ -184,7 +184,7 @@ class TestTrainingProfile:
                 expected = [(row["step"], scale * row[name]) for row in ROWS if row["kind"] == kind]
                 np.testing.assert_allclose(data, expected, rtol=1e-12)
 
-    def test_the_file_is_a_picture(self, tmp_path):
+    def test_the_file_is_an_image(self, tmp_path):
         training_profile(ROWS, tmp_path / "profile.png")
         with Image.open(tmp_path / "profile.png") as image:
             assert image.format == "PNG" and image.size == (1200, 480)

@@ -1,4 +1,4 @@
-"""Stopping cleanly: SIGTERM, Ctrl-C, and the preemption notices of a cluster."""
+"""Stopping a run: SIGTERM, Ctrl-C, the preemption notice of a cluster, or a failure on one host."""
 
 import concurrent.futures
 import os
@@ -10,18 +10,21 @@ from typing import TypeVar
 import jax
 from jax.experimental import multihost_utils
 
+from xception_jax.run import hosts
+
 T = TypeVar("T")
 
 
 class StopRequest:
-    """A context in which SIGTERM and Ctrl-C set a flag, to be looked at between steps.
+    """A context in which SIGTERM and the first Ctrl-C ask the run to stop after a step, with everything saved.
 
-    With several hosts JAX's own service takes SIGTERM, and all hosts see the request at the same step.
-    A second Ctrl-C interrupts at once.
+    With several hosts JAX's preemption service takes SIGTERM, and all hosts stop after the same step. A second
+    Ctrl-C raises KeyboardInterrupt at once; what was not saved by then is lost.
     """
 
     def __init__(self):
         self._flag = threading.Event()
+        self._failure: Exception | None = None
         self._previous = {}
 
     def __enter__(self) -> "StopRequest":
@@ -36,25 +39,59 @@ class StopRequest:
 
     def _handle(self, number: int, frame) -> None:
         if self._flag.is_set() and number == signal.SIGINT:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(
+                "interrupted by a second Ctrl-C: what is newer than the last checkpoint is lost"
+            )
+        self.request()
+
+    def request(self) -> None:
+        """Asks all hosts to stop, as if this process had got SIGTERM."""
         self._flag.set()
         if jax.process_count() > 1:
-            os.kill(os.getpid(), signal.SIGTERM)  # JAX's service tells the other hosts
+            os.kill(os.getpid(), signal.SIGTERM)  # JAX's preemption service tells the other hosts
+
+    def fail(self, error: Exception) -> None:
+        """Asks all hosts to stop because this one cannot go on; `raise_failures` then raises the error on all.
+
+        Until then this host has to take part in the steps of the others. The first error counts.
+        """
+        if self._failure is None:
+            self._failure = error
+            self.request()
+
+    @property
+    def failed(self) -> bool:
+        """Whether this host called `fail`: its state must not be saved."""
+        return self._failure is not None
+
+    def raise_failures(self) -> None:
+        """Raises on every host what any host passed to `fail`; every host calls it before it saves and at the end.
+
+        Raises:
+          UserError, TrainingError: see `hosts.agree`.
+        """
+
+        def check():
+            if self._failure is not None:
+                raise self._failure
+
+        hosts.agree(check)
 
     def local(self) -> bool:
-        """True once this process got a signal."""
+        """Whether this process was asked to stop."""
         return self._flag.is_set()
 
     def agreed(self, step: int) -> bool:
-        """True if all hosts are to stop after `step`; every host calls it after every step."""
+        """Whether all hosts are to stop after `step`; every host calls it after every step."""
         if jax.process_count() == 1:
             return self.local()
         return multihost_utils.reached_preemption_sync_point(step)
 
     def run(self, function: Callable[[], T]) -> T | None:
-        """function() in another thread, or None as soon as a stop is requested on a single host.
+        """Calls `function` in another thread; on a single host, returns None as soon as a stop is requested.
 
-        A compilation can take minutes and hears no signal; it is left behind to end with the process.
+        This is for compilations, which can take minutes and cannot be interrupted: the thread is left behind and
+        ends with the process.
         """
         result: concurrent.futures.Future[T] = concurrent.futures.Future()
 
@@ -69,6 +106,6 @@ class StopRequest:
             try:
                 return result.result(timeout=0.1)
             except concurrent.futures.TimeoutError:
-                if result.done():  # a TimeoutError of the function's own
+                if result.done():  # `function` itself raised TimeoutError
                     raise
         return None

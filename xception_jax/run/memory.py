@@ -5,10 +5,10 @@ import platform
 
 import jax
 
-# malloc.h of glibc: (parameter of mallopt, value that keeps freed memory, default)
-_MMAP_MAX = (-4, 0, 65536)  # blocks that are mappings of their own
-_TRIM_THRESHOLD = (-1, -1, 128 * 1024)  # bytes free at the top of the heap before it shrinks; -1 = never
-_ARENA_MAX = (-8, 1, 0)  # heaps; 0 = eight for each core
+# From glibc's malloc.h: (parameter of mallopt, value that keeps freed memory, default value)
+_MMAP_MAX = (-4, 0, 65536)  # how many blocks may be separate memory mappings
+_TRIM_THRESHOLD = (-1, -1, 128 * 1024)  # the heap shrinks when so many bytes at its top are free; -1 = never
+_ARENA_MAX = (-8, 1, 0)  # how many heaps; 0 = eight for each core
 
 _kept = False
 
@@ -16,12 +16,12 @@ _kept = False
 def keep_freed_memory() -> bool:
     """On CPU, makes malloc keep freed memory for the next allocation instead of returning it to the system.
 
-    A training step allocates its activations, gigabytes, anew each time. By default the system maps, clears and
-    unmaps them page by page, which takes a quarter of the step and more. To be called before JAX first looks at
-    its devices: its threads stay with the heap that they begin with.
+    A training step allocates gigabytes of activations each time. By default the operating system maps, clears and
+    unmaps them page by page, which takes a quarter of the step or more. Call this before JAX first looks at its
+    devices, because the threads of JAX keep the heap that they start with.
 
     Returns:
-      Whether it took effect: JAX computes on CPU, and the C library is glibc, as on most Linux systems.
+      Whether it took effect, which needs JAX on CPU and the C library glibc, as on most Linux systems.
     """
     if platform.libc_ver()[0] != "glibc":
         return False

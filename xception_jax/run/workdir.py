@@ -1,53 +1,79 @@
-"""The directory of a run: one process trains in it, under one recipe."""
+"""The directory of a run: one process trains in it, with the configuration that config.json holds."""
 
 import contextlib
 import fcntl
 import json
 import pathlib
-import shlex
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 
-from xception_jax import recipe as recipe_lib
 from xception_jax.errors import UserError
+from xception_jax.run import atomic
 
 CONFIG = "config.json"
+LOCK = ".lock"
+CHECKPOINTS = "checkpoints"
+# What a run leaves before its first checkpoint.
+_OF_A_RUN = {CONFIG, f"{CONFIG}.tmp", LOCK, CHECKPOINTS, "metrics.jsonl", "metrics.jsonl.tmp", "tensorboard"}
 
 
 @contextlib.contextmanager
-def open_workdir(directory: pathlib.Path, recipe: recipe_lib.Recipe) -> Iterator[None]:
-    """Holds `directory` for this process: makes a new one and writes its config.json, or checks an old one's.
+def hold(directory: pathlib.Path) -> Iterator[dict[str, Any] | None]:
+    """Reserves the directory of a run for this process, and makes it if it does not exist.
+
+    With several hosts all of them call it; the first host alone locks the directory and reads its config.json.
+
+    Yields:
+      The config.json of the run that the directory belongs to, which must be continued with the same
+      configuration. None if the directory is free, because it is new or its run ended before it saved anything;
+      and on every host but the first.
 
     Raises:
-      UserError: if it cannot be used, holds other files, is in use, or belongs to another recipe.
+      UserError: if the directory cannot be used, holds files that are not of a run, or is in use.
     """
     with contextlib.ExitStack() as stack:
         try:
             directory.mkdir(parents=True, exist_ok=True)
+            config = None
             if jax.process_index() == 0:
-                _check_files(directory)
-                _lock(stack.enter_context((directory / ".lock").open("w")), directory)
-                _compare_or_write(directory, recipe)
+                free = _is_free(directory)
+                _lock(stack.enter_context((directory / LOCK).open("w")), directory)
+                config = None if free else read_config(directory)
         except OSError as error:
             raise UserError(
                 f"--workdir={directory}: cannot be used ({error.strerror}); name a directory that can be written"
             ) from None
-        yield
+        yield config
 
 
-def _check_files(directory: pathlib.Path) -> None:
-    """Refuses a directory with files of somebody else's."""
-    ours = {".lock", CONFIG, f"{CONFIG}.tmp"}
-    others = sorted(path.name for path in directory.iterdir() if path.name not in ours)
-    if others and not (directory / CONFIG).exists():
+def _is_free(directory: pathlib.Path) -> bool:
+    """Whether another run may take the directory: it is empty, or a run left it that had saved nothing.
+
+    Raises:
+      UserError: if there are files, but not those of a run.
+    """
+    names = {path.name for path in directory.iterdir()}
+    others = sorted(names - {CONFIG, f"{CONFIG}.tmp", LOCK})
+    if others and CONFIG not in names:
         raise UserError(
             f"--workdir={directory}: holds {', '.join(others[:3])} but no {CONFIG}, so it is not a run's;"
             " name a new or empty directory"
         )
+    if CONFIG in names and LOCK not in names:
+        return False  # a config.json alone may be another program's
+    return names <= _OF_A_RUN and not _has_checkpoints(directory)
+
+
+def _has_checkpoints(directory: pathlib.Path) -> bool:
+    """Whether a checkpoint was saved; a directory that a kill left unfinished has another kind of name."""
+    folder = directory / CHECKPOINTS
+    return folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir())
 
 
 def _lock(file, directory: pathlib.Path) -> None:
+    """Locks an open file until it is closed or the process ends."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -56,39 +82,30 @@ def _lock(file, directory: pathlib.Path) -> None:
         ) from None
 
 
-def _compare_or_write(directory: pathlib.Path, recipe: recipe_lib.Recipe) -> None:
-    if not (directory / CONFIG).exists():
-        write_recipe(directory, recipe)
-        return
-    for key, new, old in recipe_lib.differences(recipe, read_recipe(directory)):
-        raise UserError(
-            f"config.{key} = {new!r}, but the run in {directory} has {old!r}:"
-            f" pass --config.{key}={shlex.quote(str(0 if old is None else old))} to continue it, or name another"
-            " --workdir"
-        )
+def write_config(directory: pathlib.Path, values: dict[str, Any]) -> None:
+    """Writes or replaces config.json.
+
+    Raises:
+      OSError: if it cannot be written.
+    """
+    atomic.write_text(directory / CONFIG, json.dumps(values, indent=2) + "\n")
 
 
-def write_recipe(directory: pathlib.Path, recipe: recipe_lib.Recipe) -> None:
-    """Writes or replaces config.json."""
-    temporary = directory / f"{CONFIG}.tmp"
-    temporary.write_text(recipe_lib.to_json(recipe))
-    temporary.replace(directory / CONFIG)
-
-
-def read_recipe(directory: pathlib.Path) -> recipe_lib.Recipe:
-    """The recipe of the run in `directory`.
+def read_config(directory: pathlib.Path) -> dict[str, Any]:
+    """The configuration of the run in `directory`.
 
     Raises:
       UserError: if there is none or it cannot be read.
     """
     path = directory / CONFIG
     try:
-        return recipe_lib.parse(json.loads(path.read_text()))
+        values = json.loads(path.read_text())
     except OSError as error:
         raise UserError(
             f"workdir {directory}: holds no run ({CONFIG}: {error.strerror}); name the directory of one"
         ) from None
-    except (json.JSONDecodeError, UserError) as error:
-        raise UserError(
-            f"{path}: is not a recipe of this version ({error}); restore the file or use the version that wrote it"
-        ) from None
+    except ValueError as error:
+        raise UserError(f"{path}: is not JSON ({error}); restore the file or name another directory") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: holds no settings by name; restore the file or name another directory")
+    return values

@@ -1,4 +1,4 @@
-"""Where metrics go: metrics.jsonl, TensorBoard events, the console."""
+"""Writers of metrics: metrics.jsonl, TensorBoard event files and the console."""
 
 import json
 import os
@@ -10,26 +10,30 @@ from collections.abc import Mapping
 import tensorboardX
 from tqdm import tqdm
 
+from xception_jax.run import atomic
+
 Scalars = Mapping[str, float]
 
 
 class JsonlWriter:
-    """One line of JSON for each call, {"step": ..., "kind": ..., name: value}; written through at once."""
+    """Writes one line of JSON for each call, {"step": ..., "kind": ..., name: value}, without delay."""
 
     def __init__(self, path: pathlib.Path, *, start_step: int, evaluated: bool = True):
-        """Opens `path` to go on after `start_step`.
+        """Opens `path` to continue after `start_step`.
 
-        Rows of later steps, from a run that was killed after its last checkpoint, are dropped, as they will be
-        written again; so are those of an evaluation of `start_step` that is to be repeated, if not `evaluated`.
+        Rows of later steps are dropped: they come from a run that was killed after its last checkpoint, and will
+        be written again.
+
+        Args:
+          evaluated: whether `start_step` was evaluated; if not, rows of its evaluation are dropped too, because it
+            will be repeated.
         """
         rows = [
             row
             for row in (read_jsonl(path) if path.exists() else [])
             if row["step"] < start_step or (row["step"] == start_step and (evaluated or row["kind"] == "train"))
         ]
-        rewritten = path.with_suffix(".tmp")
-        rewritten.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        rewritten.replace(path)
+        atomic.write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
         self._file = path.open("a", buffering=1)
 
     def write(self, step: int, kind: str, scalars: Scalars) -> None:
@@ -42,7 +46,7 @@ class JsonlWriter:
 
 
 def read_jsonl(path: pathlib.Path) -> list[dict]:
-    """The rows of a metrics file; a last line that a kill cut short is left out."""
+    """The rows of a metrics file, without a last line that was cut short when the process was killed."""
     rows = []
     for line in path.read_text().splitlines():
         try:
@@ -53,10 +57,10 @@ def read_jsonl(path: pathlib.Path) -> list[dict]:
 
 
 class TensorBoardWriter:
-    """Event files for TensorBoard; scalars are named kind/name. TensorFlow is not needed."""
+    """Writes event files for TensorBoard, without TensorFlow; scalars are named kind/name."""
 
     def __init__(self, directory: pathlib.Path, *, start_step: int):
-        # Two writers started in the same second would share a file name, and the second empty it.
+        # Without a suffix, two writers that start in the same second would write to the same file.
         self._writer = tensorboardX.SummaryWriter(
             str(directory), purge_step=start_step + 1, filename_suffix=f".{os.getpid()}.{time.time_ns()}"
         )
@@ -68,12 +72,12 @@ class TensorBoardWriter:
         self._writer.flush()
 
     def close(self) -> None:
-        """Writes what is left and closes the file."""
+        """Flushes and closes the file."""
         self._writer.close()
 
 
 class Console:
-    """Lines on standard output, and on a terminal a progress bar below them."""
+    """Prints lines to standard output and, on a terminal, a progress bar below them."""
 
     def __init__(self, *, enabled: bool = True):
         self._enabled = enabled
@@ -85,26 +89,33 @@ class Console:
             self._bar = tqdm(total=total, initial=step, unit="step", file=sys.stdout, dynamic_ncols=True)
 
     def advance(self) -> None:
-        """Moves the progress bar by a step."""
+        """Moves the progress bar by one step."""
         if self._bar is not None:
             self._bar.update()
 
     def line(self, text: str = "", *, every_host: bool = False) -> None:
-        """Prints a line, above the progress bar if there is one; on the first host alone unless told otherwise."""
+        """Prints a line, above the progress bar if there is one.
+
+        Args:
+          every_host: print it even if this console is not enabled, as on all hosts but the first.
+        """
         if self._bar is not None:
             self._bar.write(text)
         elif self._enabled or every_host:
             print(text, flush=True)
 
     def close(self) -> None:
-        """Leaves the progress bar as it stands."""
+        """Ends the progress bar; what it shows stays on the terminal."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
 
 
 class Writers:
-    """All of them; on other hosts than the first, none. `start_step` and `evaluated`: see `JsonlWriter`."""
+    """Fans out to all writers; silent except on the first host.
+
+    `start_step` and `evaluated` are explained in `JsonlWriter`.
+    """
 
     def __init__(
         self,
@@ -129,7 +140,7 @@ class Writers:
             writer.write(step, kind, scalars)
 
     def close(self) -> None:
-        """Closes all of them."""
+        """Closes all writers and the console."""
         for writer in self._writers:
             writer.close()
         self.console.close()
