@@ -61,7 +61,7 @@ def main(_: list[str]) -> None:
     """Trains, and says what the run left and how to go on."""
     import jax
 
-    from xception_jax import errors, loop, plots
+    from xception_jax import errors, loop, plots, report
     from xception_jax.run import memory, writers
 
     try:
@@ -86,7 +86,7 @@ def main(_: list[str]) -> None:
         python = python.relative_to(pathlib.Path.cwd()) if python.is_relative_to(pathlib.Path.cwd()) else python
         plots.training_profile(writers.read_jsonl(workdir / "metrics.jsonl"), profile)
         print(
-            f"\n{loop.describe(result.evaluation, result.num_examples)}\n\n"
+            f"\n{report.describe(result.evaluation, result.num_examples)}\n\n"
             f"checkpoints       {workdir / 'checkpoints'}\n"
             f"metrics           {workdir / 'metrics.jsonl'}, {workdir / 'tensorboard'}\n"
             f"resolved config   {workdir / 'config.json'}\n"

@@ -35,7 +35,7 @@ def get_config(variant: str = "", name: str = "tfds:cifar10"):
     config.schedule.base_lr = 0.1
     config.schedule.reference_batch = 128
     config.schedule.warmup_epochs = 5.0
-    config.polyak.decay = 0.999
+    config.averaging.decay = 0.999
 
     config.log_every_steps = 100
     config.evaluate_every_epochs = 10.0

@@ -38,7 +38,7 @@ def get_config(variant: str = ""):
     config.schedule.reference_batch = 32
     config.schedule.decay_every_epochs = 2.0
 
-    config.polyak.decay = 0.99
+    config.averaging.decay = 0.99
 
     config.log_every_steps = 90
     config.evaluate_every_epochs = 5.0

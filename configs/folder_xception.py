@@ -40,7 +40,7 @@ def get_config(variant: str = ""):
     config.schedule.base_lr = 0.045
     config.schedule.reference_batch = 64
     config.schedule.warmup_epochs = 5.0
-    config.polyak.decay = 0.999
+    config.averaging.decay = 0.999
 
     config.evaluate_every_epochs = 5.0
     return common.variant(config, variant)

@@ -15,7 +15,7 @@ manifest's --config.data.classes can give some.) Its "momentum 0.9" is read as t
 2016, which had no momentum and the learning rate 0.001. It gives no batch size; 60 x 32 = 1,920, the natural
 reading, is here 2,048, with batch statistics of 32.
 
-It trained asynchronously, for speed. --config.optimizer.workers=60 --config.batch_size=32
+It trained asynchronously, for speed. --config.optimizer.replicas=60 --config.batch_size=32
 --config.checkpoint_every_steps=60000 replays sixty workers of 32 images in turn: the parameters get the updates
 that these would give; averages and batch statistics count every gradient. That takes the memory of 60 gradients,
 in checkpoints too: 15 GB, or 31 GB with the fully connected layers. The default is synchronous.

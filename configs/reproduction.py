@@ -146,7 +146,7 @@ def _shrink(config, *, multilabel: bool) -> None:
     config.schedule.lr_rule = "none"
     if config.model.name == "vgg16":  # has no normalization, and from 0.045 does not learn
         config.schedule.base_lr = 0.01
-    config.polyak.decay = 0.99
+    config.averaging.decay = 0.99
     config.eval_batch_size = 128 if multilabel else 90
     config.total_epochs = 2.0 if multilabel else 10.0
     config.evaluate_every_steps = None

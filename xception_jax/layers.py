@@ -10,20 +10,22 @@ from xception_jax import ops
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {"relu": jax.nn.relu, "elu": jax.nn.elu}
 
-# Keras's default, with which the published Xception was trained.
+# Keras's default initialization, with which the published Xception was trained.
 KERNEL_INIT = nnx.initializers.glorot_uniform()
 
 
 class BatchNorm(nnx.Module):
     """Batch normalization over all axes but the last (Ioffe and Szegedy 2015), with statistics in float32.
 
-    The variance is the biased one, both to normalize and in the running average, and epsilon is added to it
-    inside the root. With `group_size`, training statistics are taken over groups of that many consecutive
-    images, as each replica of a data-parallel run would, and the running averages move towards the mean over
-    the groups. The result depends on the order of images in the batch only, never on the number of devices.
+    The biased variance is used both for normalization and in the running average, and epsilon is added to it
+    inside the root. With `group_size`, training statistics are computed over groups of that many consecutive
+    images, as each replica of a data-parallel run would compute them, and the running statistics move towards the
+    mean over the groups. The result depends on the order of the images in the batch, but not on the number of
+    devices.
 
     Attributes:
-      scale, bias: trained, float[C]; scale is None if it is left out. mean, var: running statistics, float[C].
+      scale, bias: trained parameters, float[C]; scale is None without `use_scale`.
+      mean, var: running statistics, float[C].
     """
 
     def __init__(
@@ -38,12 +40,12 @@ class BatchNorm(nnx.Module):
     ):
         """
         Args:
-          features: C, the number of channels.
-          momentum: decay of the running statistics (Keras convention; torch's momentum = 1 - this).
-          epsilon: added to the variance.
-          group_size: images for each set of statistics; None = the whole batch, over all devices.
-          use_scale: False leaves the scale at 1.
-          dtype: of the output.
+          features: number of channels C.
+          momentum: decay of the running statistics in each step (Keras's convention; torch's momentum = 1 - this).
+          epsilon: number added to the variance.
+          group_size: number of images that share training statistics; None: the whole batch, over all devices.
+          use_scale: whether there is a trained scale.
+          dtype: type of the output.
         """
         self.scale = nnx.Param(jnp.ones(features)) if use_scale else None
         self.bias = nnx.Param(jnp.zeros(features))
@@ -52,7 +54,13 @@ class BatchNorm(nnx.Module):
         self.momentum, self.epsilon, self.group_size, self.dtype = momentum, epsilon, group_size, dtype
 
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Normalizes x, float[N, ..., C]; with `train` by its own statistics, and moves the running ones."""
+        """Normalizes x, float[N, ..., C], by the running statistics.
+
+        With `train`, normalizes by the statistics of x itself and updates the running statistics.
+
+        Raises:
+          ValueError: if N is no multiple of `group_size` in training.
+        """
         shape = x.shape
         scale = jnp.ones_like(self.bias[...]) if self.scale is None else self.scale[...]  # [C]
         group = (self.group_size or shape[0]) if train else shape[0]
@@ -71,14 +79,21 @@ class BatchNorm(nnx.Module):
     def _update(self, mean: jax.Array, var: jax.Array) -> None:
         """Moves the running statistics towards the mean over groups; mean and var: float[G, C]."""
         for running, batch in ((self.mean, mean), (self.var, var)):
-            # Not `running[...] = `: that asks a traced value for its sharding, which searches the whole program.
+            # `running[...] = value` would ask a traced value for its sharding, which searches the whole program.
             running.set_value(self.momentum * running[...] + (1 - self.momentum) * jnp.mean(batch, 0))
 
 
 class Conv(nnx.Module):
-    """Convolution, with a bias float[features] if `use_bias`; kernel: float[kh, kw, features_in, features].
+    """Convolution with kernel float[kh, kw, features_in, features] and, with `use_bias`, a bias float[features].
 
-    `kernel_size` is one number or (rows, columns); `padding` may be ((top, bottom), (left, right)) in pixels.
+    Args:
+      features_in, features: numbers of channels of the input and the output.
+      kernel_size: one number, or (rows, columns).
+      strides, padding, implementation: as in `ops.conv`.
+      use_bias: whether a bias is added.
+      kernel_init: initializer of the kernel; the bias starts at 0.
+      dtype: type of the computation; parameters are float32.
+      rngs: keys for the initial parameters.
     """
 
     def __init__(
@@ -112,7 +127,13 @@ class Conv(nnx.Module):
 
 
 class ConvBN(nnx.Module):
-    """Convolution, then batch normalization; **conv are arguments of `Conv`."""
+    """Convolution followed by batch normalization.
+
+    Args:
+      features_in, features, kernel_size: as in `Conv`.
+      norm: makes the normalization from its number of channels.
+      **conv: other arguments of `Conv`.
+    """
 
     def __init__(
         self,
@@ -131,7 +152,10 @@ class ConvBN(nnx.Module):
 
 
 class SpatialConv(nnx.Module):
-    """3x3 convolution within channel segments; `segments=None`, one per channel, is the depthwise convolution."""
+    """3x3 convolution within each of `segments` segments of the channels.
+
+    None means one segment per channel, which is the depthwise convolution.
+    """
 
     def __init__(
         self,
@@ -156,10 +180,19 @@ class SpatialConv(nnx.Module):
 
 
 class SeparableConvBN(nnx.Module):
-    """Depthwise (or segmented) 3x3 convolution, pointwise 1x1 convolution, one batch normalization.
+    """Depthwise (or segmented) 3x3 convolution, pointwise 1x1 convolution and batch normalization.
 
-    Chollet 2017, section 1.2: nothing stands between the two convolutions, unless `intermediate_activation`
-    ("relu" or "elu", figure 10) says so. The pointwise convolution is a matrix product over the channels.
+    There is no activation between the two convolutions (Chollet 2017, section 1.2), unless
+    `intermediate_activation` is set (figure 10). The pointwise convolution is a matrix product over the channels.
+
+    Args:
+      features_in, features: numbers of channels of the input and the output.
+      segments: as in `SpatialConv`.
+      implementation: of the depthwise convolution, as in `ops.depthwise_conv`.
+      intermediate_activation: a key of `ACTIVATIONS`, or None.
+      norm: makes the normalization from its number of channels.
+      dtype: type of the computation; parameters are float32.
+      rngs: keys for the initial parameters.
     """
 
     def __init__(
@@ -186,5 +219,6 @@ class SeparableConvBN(nnx.Module):
         if self.intermediate_activation is not None:
             x = ACTIVATIONS[self.intermediate_activation](x)
         n, height, width, channels = x.shape
-        x = self.pointwise(x.reshape(-1, channels))  # two-dimensional: the backward pass transposes nothing
+        # On two dimensions the backward pass needs no transposition.
+        x = self.pointwise(x.reshape(-1, channels))  # [N H W, features]
         return self.bn(x.reshape(n, height, width, -1), train=train)  # [N, H, W, features]

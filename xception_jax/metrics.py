@@ -1,4 +1,4 @@
-"""What is learnt, and metrics as sums and counts under a mask: add over batches, divide once."""
+"""The training objective, and metrics as sums and counts under a mask: add over batches, then divide once."""
 
 import dataclasses
 import functools
@@ -17,37 +17,47 @@ TOP = 100  # predictions that MAP@100 looks at
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Objective:
-    """What a network learns: one label an image by softmax cross-entropy, or several by sigmoid cross-entropy.
+    """Loss and metrics: softmax cross-entropy for one label per example, sigmoid cross-entropy for several.
 
     Attributes:
-      num_classes: of the logits.
+      num_classes: number of logits.
       multilabel: labels are uint8[N, classes] of 0 and 1 instead of int32[N].
-      label_smoothing: share of the target spread evenly over all classes (Szegedy et al. 2016, section 7), for one
-        label an image.
-      class_weights: of the classes; None = all 1. They weigh MAP@100 (see `average_precision`).
-      weighted_loss: they weigh the loss too. With one label an image, its loss is multiplied by the weight of its
-        class; with several, each class's term by its own.
+      label_offset: number of leading logits that stand for no class of the dataset, such as the background class
+        of TensorFlow's Inception models; label i belongs to logit i + label_offset.
+      label_smoothing: share of the target spread evenly over all classes (Szegedy et al. 2016, section 7); only
+        with one label per example.
+      class_weights: float per logit; None = all 1. They weight MAP@100 (see `average_precision`).
+      weighted_loss: whether the class weights apply to the loss too. With one label per example, the loss is
+        multiplied by the weight of its class; with several, each class's term by the weight of that class.
     """
 
     num_classes: int
     multilabel: bool = False
+    label_offset: int = 0
     label_smoothing: float = 0.0
     class_weights: tuple[float, ...] | None = None
     weighted_loss: bool = True
 
     @property
     def best_measure(self) -> str:
-        """The measure by which one set of weights is better than another: the highest."""
+        """Name of the metric that decides which checkpoint is the best; higher is better."""
         return "map100" if self.multilabel else "top1"
 
+    def _logit_labels(self, labels: jax.Array) -> jax.Array:
+        """Labels of the dataset's classes -> labels of the logits."""
+        if self.multilabel:
+            return jnp.pad(labels, ((0, 0), (self.label_offset, 0)))  # [N, num_classes]
+        return labels + self.label_offset
+
     def targets(self, labels: jax.Array) -> jax.Array:
-        """Labels as shares of the classes, float32[N, classes]."""
+        """Labels as a probability or a 0/1 indicator for each logit, float32[N, num_classes]."""
+        labels = self._logit_labels(labels)
         if self.multilabel:
             return labels.astype(jnp.float32)
         return jax.nn.one_hot(labels, self.num_classes, dtype=jnp.float32)
 
     def loss(self, logits: jax.Array, targets: jax.Array) -> jax.Array:
-        """Of each example in nats, float32[N]; logits and targets are float[N, classes]."""
+        """Loss of each example in nats, float32[N]; logits and targets are float[N, num_classes]."""
         weights = self.class_weights if self.weighted_loss else None
         if self.multilabel:
             return sigmoid_cross_entropy(logits, targets, class_weights=weights)
@@ -57,9 +67,9 @@ class Objective:
         return loss * jnp.sum(targets * jnp.asarray(weights, jnp.float32)[None], axis=1)
 
     def sums(self, loss: jax.Array, logits: jax.Array, labels: jax.Array, mask: jax.Array | None = None) -> Sums:
-        """Of the measures that fit: `classification_sums` or `multilabel_sums`."""
+        """`multilabel_sums` for several labels, else `classification_sums`."""
         function = multilabel_sums if self.multilabel else classification_sums
-        return function(loss, logits, labels, mask)
+        return function(loss, logits, self._logit_labels(labels), mask)
 
     def evaluation_sums(
         self,
@@ -70,14 +80,23 @@ class Objective:
         *,
         logits_sharding: NamedSharding | None = None,
     ) -> Sums:
-        """Those of `sums` and, for several labels, `ranking_sums`, which are too dear for every training step."""
+        """`sums` and, for several labels, `ranking_sums`, which cost too much for every training step."""
         sums = self.sums(loss, logits, labels, mask)
         if not self.multilabel:
             return sums
         weights = (1.0,) * self.num_classes if self.class_weights is None else self.class_weights
         return sums | ranking_sums(
-            logits, labels, mask, class_weights=jnp.asarray(weights, jnp.float32), logits_sharding=logits_sharding
+            logits,
+            self._logit_labels(labels),
+            mask,
+            class_weights=jnp.asarray(weights, jnp.float32),
+            logits_sharding=logits_sharding,
         )
+
+    def probabilities(self, logits: jax.Array) -> jax.Array:
+        """Probabilities of the dataset's classes, float32[N, num_classes - label_offset]."""
+        probabilities = (jax.nn.sigmoid if self.multilabel else jax.nn.softmax)(logits)
+        return probabilities[:, self.label_offset :]
 
 
 def cross_entropy(logits: jax.Array, targets: jax.Array, *, label_smoothing: float = 0.0) -> jax.Array:

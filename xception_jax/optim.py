@@ -1,48 +1,125 @@
-"""Learning-rate schedules, optimizers and Polyak averaging, built from optax."""
+"""Learning-rate schedules, optimizers and weight averaging, built from optax; and their settings."""
 
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+import pydantic
+
+from xception_jax.errors import SettingError
+from xception_jax.settings import Section, setting, zero_is_none
 
 PyTree = dict
+Duration = Annotated[float | None, zero_is_none]
 
-OPTIMIZERS = ("sgd", "rmsprop_tf", "rmsprop_keras1")
-SCHEDULES = ("constant", "exponential", "piecewise", "cosine")
-LR_RULES = ("none", "linear", "sqrt")
+TERMS = {  # by optimizer: the settings that its update rule has
+    "sgd": ("momentum", "nesterov"),
+    "rmsprop_tf": ("momentum", "nesterov", "decay", "epsilon"),
+    "rmsprop_keras1": ("decay", "epsilon"),
+}
+LR_EXPONENTS = {"none": 0.0, "linear": 1.0, "sqrt": 0.5}  # by rule
 
 
-def to_steps(
-    name: str,
-    *,
-    batch_size: int,
-    num_examples: int,
-    steps: float | None = None,
-    epochs: float | None = None,
-    samples: float | None = None,
-) -> float | None:
-    """A duration in gradient steps, given in one unit of three; None if it is given in none.
+class Optimizer(Section):
+    """Optimizer, weight decay and gradient clipping; see `make_optimizer`."""
 
-    None and 0 both say that a unit is not used.
+    name: Literal[tuple(TERMS)] = setting("sgd", "update rule")
+    momentum: float | None = setting(None, "decay of the velocity; None = this optimizer's default", ge=0, lt=1)
+    nesterov: bool = setting(False, "Nesterov's momentum")
+    decay: float | None = setting(
+        None, "decay of RMSprop's mean of squares; None = this optimizer's default", ge=0, lt=1
+    )
+    epsilon: float | None = setting(None, "RMSprop's epsilon; None = this optimizer's default", gt=0)
+    weight_decay: float = setting(1e-5, "strength of the weight decay", ge=0)
+    weight_decay_mode: Literal["coupled", "decoupled"] = setting(
+        "coupled", "coupled = L2 regularization of the loss; decoupled = beside the update"
+    )
+    weight_decay_paths: str = setting("kernel", "regular expression: parameters with matching paths decay")
+    clip_norm: Duration = setting(None, "largest global norm of the gradient; None = no clipping", gt=0)
+    replicas: int = setting(
+        1, "number of asynchronous replicas to replay; each takes the memory of a gradient", ge=1
+    )
+
+
+class Schedule(Section):
+    """Learning rate over the run; see `make_schedule`. Give a duration in one unit only."""
+
+    name: Literal["constant", "exponential", "piecewise", "cosine"] = setting("exponential", "kind of decay")
+    base_lr: float = setting(0.045, "learning rate for `reference_batch` examples, before any decay", gt=0)
+    reference_batch: int = setting(1920, "batch size that `base_lr` was tuned for", gt=0)
+    lr_rule: Literal[tuple(LR_EXPONENTS)] = setting("linear", "how the learning rate follows the batch size")
+    decay_rate: float = setting(0.94, "exponential: factor of each decay", gt=0)
+    decay_every_epochs: Duration = setting(None, "exponential: epochs between decays", gt=0)
+    decay_every_steps: Duration = setting(None, "exponential: steps between decays", gt=0)
+    decay_every_samples: Duration = setting(None, "exponential: examples between decays", gt=0)
+    staircase: bool = setting(True, "exponential: decay at once, not smoothly")
+    boundaries_epochs: tuple[pydantic.PositiveFloat, ...] = setting(
+        (), "piecewise: epochs from which on the factors apply"
+    )
+    factors: tuple[pydantic.PositiveFloat, ...] = setting((), "piecewise: the learning rate is multiplied by each")
+    end_fraction: float = setting(0.0, "cosine: share of the learning rate at the end", ge=0, lt=1)
+    warmup_epochs: Duration = setting(None, "epochs of linear warm-up", gt=0)
+    warmup_steps: Duration = setting(None, "steps of linear warm-up", gt=0)
+    warmup_samples: Duration = setting(None, "examples of linear warm-up", gt=0)
+
+    def build(self, *, batch_size: int, num_examples: int, total_steps: float) -> optax.Schedule:
+        """The schedule for a batch size, a training set and a length in steps.
+
+        Raises:
+          SettingError: for a duration in two units, or if the kind of schedule lacks a setting.
+        """
+        per_epoch = num_examples / batch_size
+        sizes = {"batch_size": batch_size, "num_examples": num_examples}
+        return make_schedule(
+            self.name,
+            scale_learning_rate(
+                self.base_lr, batch_size=batch_size, reference_batch=self.reference_batch, rule=self.lr_rule
+            ),
+            total_steps=total_steps,
+            decay_rate=self.decay_rate,
+            decay_steps=to_steps(self, "decay_every", **sizes),
+            staircase=self.staircase,
+            boundaries=[epochs * per_epoch for epochs in self.boundaries_epochs],
+            factors=self.factors,
+            end_fraction=self.end_fraction,
+            warmup_steps=to_steps(self, "warmup", **sizes) or 0.0,
+        )
+
+
+class Averaging(Section):
+    """Polyak averaging of the weights; see `update_average`."""
+
+    decay: Annotated[float | None, zero_is_none] = setting(
+        0.9999, "decay of the exponential moving average; None = no averaging", gt=0, lt=1
+    )
+    warmup: bool = setting(True, "lower decay in the first steps, min(decay, (1 + step) / (10 + step))")
+
+
+def to_steps(section: Section, name: str, *, batch_size: int, num_examples: int) -> float | None:
+    """A duration of a section in gradient steps; None if it is set in no unit.
+
+    Args:
+      section: has some of the settings NAME_steps, NAME_epochs and NAME_samples.
+      name: of the duration, such as "decay_every".
 
     Raises:
-      ValueError: if two units are given; `name` is what the message calls the duration.
+      SettingError: if it is set in two units.
 
-    >>> to_steps("decay_every", batch_size=32, num_examples=1600, epochs=2)
+    >>> to_steps(Schedule(decay_every_epochs=2.0), "decay_every", batch_size=32, num_examples=1600)
     100.0
     """
-    given = {"steps": steps, "epochs": epochs, "samples": samples}
-    given = {unit: value for unit, value in given.items() if value}
+    factors = {"steps": 1, "epochs": num_examples / batch_size, "samples": 1 / batch_size}
+    values = {unit: getattr(section, f"{name}_{unit}", None) for unit in factors}
+    given = {unit: value for unit, value in values.items() if value is not None}
     if len(given) > 1:
-        settings = " and ".join(f"{name}_{unit} = {value}" for unit, value in given.items())
-        raise ValueError(f"{settings}: keep one and set the others to 0")
-    if not given:
-        return None
-    ((unit, value),) = given.items()
-    return float(value) * {"steps": 1, "epochs": num_examples / batch_size, "samples": 1 / batch_size}[unit]
+        (unit, value), (other, _) = list(given.items())[:2]
+        raise SettingError(
+            f"{name}_{unit}", value, f"{name}_{other} is set too; keep one and set the others to None"
+        )
+    return next((float(value) * factors[unit] for unit, value in given.items()), None)
 
 
 def scale_learning_rate(base: float, *, batch_size: int, reference_batch: int, rule: str) -> float:
@@ -54,10 +131,7 @@ def scale_learning_rate(base: float, *, batch_size: int, reference_batch: int, r
     >>> scale_learning_rate(0.045, batch_size=480, reference_batch=1920, rule="sqrt")
     0.0225
     """
-    exponent = {"none": 0.0, "linear": 1.0, "sqrt": 0.5}
-    if rule not in exponent:
-        raise ValueError(f"lr_rule = {rule!r}: choose one of {LR_RULES}")
-    return base * (batch_size / reference_batch) ** exponent[rule]
+    return base * (batch_size / reference_batch) ** LR_EXPONENTS[rule]
 
 
 def make_schedule(
@@ -65,7 +139,7 @@ def make_schedule(
     learning_rate: float,
     *,
     total_steps: float,
-    decay_rate: float = 0.94,
+    decay_rate: float = 1.0,
     decay_steps: float | None = None,
     staircase: bool = True,
     boundaries: Sequence[float] = (),
@@ -76,31 +150,37 @@ def make_schedule(
     """Learning rate as a function of the number of updates done.
 
     Args:
-      name: "constant"; "exponential": times `decay_rate` every `decay_steps`, at once with `staircase`,
-        else smoothly; "piecewise": times `factors[i]` from `boundaries[i]` on; "cosine": from the learning
+      name: "constant"; "exponential": multiplied by `decay_rate` every `decay_steps`, at once with `staircase`,
+        else smoothly; "piecewise": multiplied by `factors[i]` from `boundaries[i]` on; "cosine": from the learning
         rate down to `end_fraction` of it at `total_steps` (Loshchilov and Hutter 2017).
       learning_rate: before any decay.
       total_steps, decay_steps, boundaries, warmup_steps: in gradient steps; fractions are allowed.
-      warmup_steps: over these the schedule is multiplied by (step + 1) / warmup_steps. Decays count from
-        step 0, with or without warm-up.
+      warmup_steps: the schedule is multiplied by (step + 1) / warmup_steps during these steps. Decays are counted
+        from step 0, with or without warm-up.
 
     Raises:
-      ValueError: for an unknown name or what its schedule lacks.
+      SettingError: for a setting that the kind of schedule lacks.
     """
     if name == "constant":
         schedule = optax.constant_schedule(learning_rate)
     elif name == "exponential":
         if not decay_steps:
-            raise ValueError("schedule 'exponential' needs decay_every_epochs, _steps or _samples")
+            raise SettingError(
+                "decay_every_epochs", None, "schedule 'exponential' needs it, or _steps or _samples"
+            )
         schedule = _exponential(learning_rate, decay_steps, decay_rate, staircase)
     elif name == "piecewise":
         if not boundaries or len(boundaries) != len(factors):
-            raise ValueError(f"schedule 'piecewise' needs as many boundaries {boundaries} as factors {factors}")
+            raise SettingError(
+                "factors",
+                tuple(factors),
+                f"schedule 'piecewise' needs one for each of {len(boundaries)} boundaries",
+            )
         schedule = _piecewise(learning_rate, boundaries, factors)
     elif name == "cosine":
         schedule = optax.cosine_decay_schedule(learning_rate, total_steps, alpha=end_fraction)
     else:
-        raise ValueError(f"schedule name = {name!r}: choose one of {SCHEDULES}")
+        raise SettingError("name", name, "choose 'constant', 'exponential', 'piecewise' or 'cosine'")
 
     def rate(step):
         step = jnp.asarray(step, jnp.float32)  # optimizers count in int32
@@ -110,7 +190,10 @@ def make_schedule(
 
 
 def _exponential(learning_rate: float, decay_steps: float, decay_rate: float, staircase: bool) -> optax.Schedule:
-    """A stair begins at its very step; optax's can be one late: XLA divides through the rounded reciprocal."""
+    """Exponential decay whose stairs begin at the exact step.
+
+    Optax's stairs can begin one step late, because XLA multiplies by the rounded reciprocal of `decay_steps`.
+    """
 
     def schedule(step):
         decays = step / decay_steps
@@ -124,7 +207,10 @@ def _exponential(learning_rate: float, decay_steps: float, decay_rate: float, st
 
 
 def _piecewise(learning_rate: float, boundaries: Sequence[float], factors: Sequence[float]) -> optax.Schedule:
-    """A factor holds from the first step at or after its boundary (optax's own holds from the step after)."""
+    """Piecewise constant rate; a factor applies from the first step at or after its boundary.
+
+    (Optax's own schedule applies it from the step after.)
+    """
 
     def schedule(step):
         passed = [jnp.where(step >= b, f, 1.0) for b, f in zip(boundaries, factors, strict=True)]
@@ -134,87 +220,101 @@ def _piecewise(learning_rate: float, boundaries: Sequence[float], factors: Seque
 
 
 def path_mask(params: PyTree, pattern: str) -> PyTree:
-    """True for each parameter whose path, as in "entry/0/separable/1/bn/scale", matches the regular expression.
+    """True for each parameter whose path, such as "entry/0/separable/1/bn/scale", matches the regular expression.
 
     Raises:
-      ValueError: if it matches none.
+      SettingError: if it matches none.
     """
     mask = jax.tree_util.tree_map_with_path(
         lambda path, _: re.search(pattern, jax.tree_util.keystr(path, simple=True, separator="/")) is not None,
         params,
     )
     if not any(jax.tree.leaves(mask)):
-        raise ValueError(f"weight_decay_paths = {pattern!r} matches no parameter")
+        raise SettingError("weight_decay_paths", pattern, "matches no parameter; `summary` lists the layers")
     return mask
 
 
 def make_optimizer(
-    name: str,
-    learning_rate: optax.ScalarOrSchedule,
-    *,
-    momentum: float | None = None,
-    nesterov: bool = False,
-    decay: float | None = None,
-    epsilon: float | None = None,
-    weight_decay: float = 0.0,
-    weight_decay_mode: str = "coupled",
-    weight_decay_paths: str = "kernel",
-    clip_norm: float | None = None,
-    workers: int = 1,
+    name: str, learning_rate: optax.ScalarOrSchedule, **settings: Any
 ) -> optax.GradientTransformation:
     """An optimizer with weight decay and gradient clipping.
 
     With g the gradient, p the parameter, lr the learning rate of the step:
 
-      "sgd" (TensorFlow, torch): v = momentum v + g;  p -= lr v. momentum = 0.9.
+      "sgd" (TensorFlow, torch): v = momentum v + g;  p -= lr v. Default: momentum = 0.9.
       "rmsprop_tf" (TensorFlow 1, TF-Slim): s = decay s + (1 - decay) g^2, from s = 1;
-        v = momentum v + lr g / sqrt(s + epsilon);  p -= v. momentum = decay = 0.9, epsilon = 1.
+        v = momentum v + lr g / sqrt(s + epsilon);  p -= v. Defaults: momentum = decay = 0.9, epsilon = 1.
       "rmsprop_keras1" (Keras in 2016): s = decay s + (1 - decay) g^2, from s = 0;
-        p -= lr g / (sqrt(s) + epsilon). decay = 0.9, epsilon = 1e-8. It has no momentum.
+        p -= lr g / (sqrt(s) + epsilon). Defaults: decay = 0.9, epsilon = 1e-8. It has no momentum.
+
+    "coupled" weight decay wd is L2 regularization, as in the paper: the loss has the term wd/2 |p|^2 (the
+    convention of TensorFlow and torch; Keras's l2(c) is wd = 2c), so wd p is added to g before everything else,
+    including clipping. "decoupled" weight decay (Loshchilov and Hutter 2019) is p -= lr wd p beside the update.
+
+    With `replicas` > 1, the optimizer trains like that many asynchronous workers, see `asynchronous`. Coupled
+    weight decay and clipping are then part of the gradient that a worker computes; the rest happens on the server.
 
     Args:
-      momentum, nesterov, decay, epsilon: None or False where the rule above has no such term; None takes
-        the value above.
-      weight_decay: wd. "coupled" is L2 regularization, the paper's: the loss has wd/2 |p|^2 (TensorFlow's and
-        torch's convention; Keras's l2(c) is wd = 2c), so g gets wd p before everything else, clipping too.
-        "decoupled" (Loshchilov and Hutter 2019): p -= lr wd p beside the update.
-      weight_decay_paths: regular expression; decay touches the parameters whose path it finds.
-      clip_norm: largest global norm of the gradient.
-      workers: more than 1 trains as so many asynchronous workers do, see `asynchronous`. Coupled weight decay and
-        clipping are then part of the gradient that a worker computes, the rest is the server's.
+      name: of the update rule.
+      **settings: other fields of `Optimizer`. Momentum, decay and epsilon must stay None where the rule has no
+        such term.
 
     Raises:
-      ValueError: for an unknown name or mode, or a setting the optimizer does not have.
+      SettingError: for a value out of range, or a setting that the rule has no term for.
     """
-    _check_terms(name, momentum=momentum, nesterov=nesterov, decay=decay, epsilon=epsilon)
-    _check_decay(weight_decay_mode, weight_decay_paths)
-    if workers < 1:
-        raise ValueError(f"workers = {workers}: must be 1 or more")
+    s = Optimizer(name=name, **settings)
+    for term in ("momentum", "nesterov", "decay", "epsilon"):
+        unset = False if term == "nesterov" else None
+        if (value := getattr(s, term)) != unset and term not in TERMS[name]:
+            raise SettingError(term, value, f"optimizer {name!r} has no {term}; set it to {unset}")
+    try:
+        re.compile(s.weight_decay_paths)
+    except re.error as error:
+        raise SettingError("weight_decay_paths", s.weight_decay_paths, f"no regular expression, {error}") from None
 
     def mask(params):
-        return path_mask(params, weight_decay_paths)
+        return path_mask(params, s.weight_decay_paths)
 
-    gradient = []
-    rule = [_rule(name, learning_rate, momentum=momentum, nesterov=nesterov, decay=decay, epsilon=epsilon)]
-    if weight_decay and weight_decay_mode == "coupled":
-        gradient.append(optax.add_decayed_weights(weight_decay, mask))
-    elif weight_decay:
+    gradient, rule = [], [_rule(s, learning_rate)]
+    if s.weight_decay and s.weight_decay_mode == "coupled":
+        gradient.append(optax.add_decayed_weights(s.weight_decay, mask))
+    elif s.weight_decay:
         rate = learning_rate if callable(learning_rate) else optax.constant_schedule(learning_rate)
-        rule.append(optax.add_decayed_weights(lambda step: -rate(step) * weight_decay, mask))
-    if clip_norm is not None:
-        gradient.append(optax.clip_by_global_norm(clip_norm))
-    if workers > 1:
-        rule = [asynchronous(optax.chain(*rule), workers)]
+        rule.append(optax.add_decayed_weights(lambda step: -rate(step) * s.weight_decay, mask))
+    if s.clip_norm is not None:
+        gradient.append(optax.clip_by_global_norm(s.clip_norm))
+    if s.replicas > 1:
+        rule = [asynchronous(optax.chain(*rule), s.replicas)]
     return optax.chain(*gradient, *rule)
+
+
+def _rule(s: Optimizer, learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
+    """The update rule alone, with the defaults of `make_optimizer` in the place of None."""
+
+    def given(value, default):
+        return default if value is None else value
+
+    if s.name == "sgd":
+        return optax.sgd(learning_rate, momentum=given(s.momentum, 0.9), nesterov=s.nesterov)
+    tensorflow = s.name == "rmsprop_tf"
+    return optax.rmsprop(
+        learning_rate,
+        decay=given(s.decay, 0.9),
+        eps=given(s.epsilon, 1.0 if tensorflow else 1e-8),
+        initial_scale=1.0 if tensorflow else 0.0,
+        eps_in_sqrt=tensorflow,
+        momentum=given(s.momentum, 0.9) if tensorflow else None,
+        nesterov=s.nesterov,
+    )
 
 
 class AsynchronousState(NamedTuple):
     """State of `asynchronous`.
 
     Attributes:
-      count: gradients given so far, int32[].
-      queue: the last of them, [workers, ...] of each parameter; gradient t is at t mod workers. All but one wait:
-        with a place more than these need, the newest is written before the oldest is read, and nothing copied.
+      count: number of gradients given so far, int32[].
+      queue: ring buffer of W gradients, [W, ...] for each parameter; gradient t is at t mod W. The spare slot lets
+        us write before reading, so nothing is copied.
       rule: state of the update rule.
     """
 
@@ -223,109 +323,60 @@ class AsynchronousState(NamedTuple):
     rule: optax.OptState
 
 
-def asynchronous(rule: optax.GradientTransformation, workers: int) -> optax.GradientTransformation:
-    """Asynchronous gradient descent (Chollet 2017, section 4.4) of workers that take turns, one gradient a call.
+def asynchronous(rule: optax.GradientTransformation, replicas: int) -> optax.GradientTransformation:
+    """Asynchronous gradient descent (Chollet 2017, section 4.4) with W workers that take turns, one gradient a
+    call.
 
-    Each of W workers computes a gradient on its copy of the parameters and hands it to a server, which updates the
-    parameters by `rule`, then copies these. All begin with the same copy. The server's update u = 0, 1, ... is
-    worker u mod W's, which made its copy after update u - W. So, p(v) being the parameters before update v, the
-    gradient of update u is that on p(max(0, u - K)), with K = W - 1.
+    Each worker computes a gradient on its copy of the parameters and sends it to a server, which updates the
+    parameters by `rule` and sends a new copy back. All workers start with the same copy. The server's update
+    u = 0, 1, ... comes from worker u mod W, which made its copy after update u - W. So, with p(v) the parameters
+    before update v, the gradient of update u is computed on p(max(0, u - K)), where K = W - 1.
 
-    One worker gives the same parameters if it applies each gradient K calls late. Call t = 0, 1, ... comes with
-    gradient t, computed on the parameters as they are, and applies gradient t - K as update t - K; the first K
-    calls apply none and leave the rule's state alone, since even a gradient of zero moves what has momentum or
-    decays. Before call t, max(0, t - K) updates were made: gradient t, which is that of update t, was computed on
-    p(max(0, t - K)).
+    A single process gives the same parameters if it applies each gradient K calls late. Call t = 0, 1, ...
+    receives gradient t, computed on the current parameters, and applies gradient t - K as update t - K. The first
+    K calls apply nothing and leave the rule's state alone, since even a zero gradient moves what has momentum or
+    decays. Before call t, max(0, t - K) updates were made, so gradient t, which is used in update t, was computed
+    on p(max(0, t - K)).
 
-    It takes the memory of W gradients, in checkpoints too. A run of T calls makes T - K updates; the learning rate
-    of `rule` follows the updates.
+    This takes the memory of W gradients, in checkpoints too. A run of T calls makes T - K updates; the learning
+    rate of `rule` follows the updates.
 
     Args:
       rule: turns a gradient into an update.
-      workers: W, 2 or more.
+      replicas: W, 2 or more.
     """
 
     def init(params):
-        queue = jax.tree.map(lambda p: jnp.zeros((workers, *p.shape), p.dtype), params)
+        queue = jax.tree.map(lambda p: jnp.zeros((replicas, *p.shape), p.dtype), params)
         return AsynchronousState(jnp.zeros((), jnp.int32), queue, rule.init(params))
 
     def update(gradient, state, params=None):
-        newest, oldest = state.count % workers, (state.count + 1) % workers
+        newest, oldest = state.count % replicas, (state.count + 1) % replicas
         queue = jax.tree.map(
             lambda q, g: jax.lax.dynamic_update_index_in_dim(q, g, newest, axis=0), state.queue, gradient
         )
         due = jax.tree.map(lambda q: jax.lax.dynamic_index_in_dim(q, oldest, keepdims=False), queue)
         updates, rule_state = rule.update(due, state.rule, params)
         nothing = (optax.tree.zeros_like(updates), state.rule)
-        updates, rule_state = optax.tree.where(state.count >= workers - 1, (updates, rule_state), nothing)
+        updates, rule_state = optax.tree.where(state.count >= replicas - 1, (updates, rule_state), nothing)
         return updates, AsynchronousState(state.count + 1, queue, rule_state)
 
     return optax.GradientTransformation(init, update)
 
 
-def _rule(
-    name: str,
-    learning_rate: optax.ScalarOrSchedule,
-    *,
-    momentum: float | None,
-    nesterov: bool,
-    decay: float | None,
-    epsilon: float | None,
-) -> optax.GradientTransformation:
-    """The update rule alone, with the values `make_optimizer` names for what is None."""
-
-    def given(value, default):
-        return default if value is None else value
-
-    if name == "sgd":
-        return optax.sgd(learning_rate, momentum=given(momentum, 0.9), nesterov=nesterov)
-    tensorflow = name == "rmsprop_tf"
-    return optax.rmsprop(
-        learning_rate,
-        decay=given(decay, 0.9),
-        eps=given(epsilon, 1.0 if tensorflow else 1e-8),
-        initial_scale=1.0 if tensorflow else 0.0,
-        eps_in_sqrt=tensorflow,
-        momentum=given(momentum, 0.9) if tensorflow else None,
-        nesterov=nesterov,
-    )
-
-
-def _check_terms(name: str, *, nesterov: bool, **settings: float | None) -> None:
-    """Raises ValueError for an unknown optimizer, or a setting it has no term for."""
-    terms = {
-        "sgd": {"momentum"},
-        "rmsprop_tf": {"momentum", "decay", "epsilon"},
-        "rmsprop_keras1": {"decay", "epsilon"},
-    }
-    if name not in terms:
-        raise ValueError(f"optimizer name = {name!r}: choose one of {OPTIMIZERS}")
-    for setting, value in settings.items():
-        if value is not None and setting not in terms[name]:
-            raise ValueError(f"{setting} = {value}: optimizer {name!r} has no {setting}; set it to None")
-    if nesterov and "momentum" not in terms[name]:
-        raise ValueError(f"nesterov = True: optimizer {name!r} has no momentum; set it to False")
-
-
-def _check_decay(mode: str, paths: str) -> None:
-    """Raises ValueError for an unknown mode of weight decay, or paths that are no regular expression."""
-    if mode not in ("coupled", "decoupled"):
-        raise ValueError(f"weight_decay_mode = {mode!r}: choose 'coupled' or 'decoupled'")
-    try:
-        re.compile(paths)
-    except re.error as error:
-        raise ValueError(f"weight_decay_paths = {paths!r}: no regular expression, {error}") from None
-
-
-def polyak_update(average: PyTree, new: PyTree, *, step: jax.Array, decay: float, warmup: bool) -> PyTree:
+def update_average(average: PyTree, new: PyTree, *, step: jax.Array, settings: Averaging) -> PyTree:
     """Moves the exponential moving average of the weights: average = d average + (1 - d) new.
 
     Args:
-      average, new: trees of float arrays; parameters and batch statistics alike.
+      average, new: trees of arrays, parameters and model state alike; what is not floating-point is copied.
       step: number of updates done, this one included: int32[].
-      decay: d, the paper's Polyak averaging (section 4.2); TensorFlow's Inception used 0.9999.
-      warmup: TensorFlow's `num_updates` rule: d = min(decay, (1 + step) / (10 + step)).
+      settings: d = decay (Polyak averaging in the paper, section 4.2; TensorFlow's Inception used 0.9999); with
+        `warmup`, d = min(decay, (1 + step) / (10 + step)), which is TensorFlow's `num_updates` rule.
     """
     step = step.astype(jnp.float32)
-    d = jnp.minimum(decay, (1 + step) / (10 + step)) if warmup else jnp.float32(decay)
-    return jax.tree.map(lambda a, n: (d * a + (1 - d) * n).astype(a.dtype), average, new)
+    d = jnp.minimum(settings.decay, (1 + step) / (10 + step)) if settings.warmup else jnp.float32(settings.decay)
+
+    def move(a, n):
+        return (d * a + (1 - d) * n).astype(a.dtype) if jnp.issubdtype(a.dtype, jnp.inexact) else n
+
+    return jax.tree.map(move, average, new)

@@ -1,7 +1,8 @@
 """Sections of settings: a setting's name, type, range, default and meaning stand once, as a field of a section.
 
-A section stands beside the code that it sets, and `recipe.py` puts the sections together. The ConfigDict that a file in
-configs/ starts from, the checks, `--help` and the table in docs/settings.md are all made from the same fields.
+A section stands beside the code that it sets, and `recipe.py` puts the sections together. The ConfigDict that a
+file in configs/ starts from, the checks, `--help` and the table in docs/settings.md are all made from the same
+fields.
 """
 
 import difflib
@@ -14,6 +15,7 @@ import annotated_types
 import pydantic
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
+from pydantic.fields import FieldInfo
 
 from xception_jax.errors import SettingError
 
@@ -22,15 +24,22 @@ from xception_jax.errors import SettingError
 zero_is_none = pydantic.BeforeValidator(lambda value: None if value == 0 and type(value) is not bool else value)
 
 
-def setting(default: Any, meaning: str, **limits: Any) -> Any:
+def setting(default: Any, meaning: str, *, free: bool = False, **limits: Any) -> Any:
     """A field of a `Section`.
 
     Args:
       default: value that holds where a recipe says nothing.
       meaning: one line for the tables of settings.
+      free: whether a run may be continued with another value. The other settings decide the weights that a step
+        gives, so a continuation must have the same ones.
       **limits: of the value, as in `pydantic.Field`: gt, ge, lt, le, min_length, max_length.
     """
-    return pydantic.Field(default, description=meaning, **limits)
+    return pydantic.Field(default, description=meaning, json_schema_extra={"free": free}, **limits)
+
+
+def is_free(field: FieldInfo) -> bool:
+    """Whether the setting may differ between a run and its continuation."""
+    return bool((field.json_schema_extra or {}).get("free"))
 
 
 class Section(pydantic.BaseModel):
@@ -81,11 +90,15 @@ def _to_setting_error(error: pydantic.ValidationError, section: type[Section]) -
     return SettingError(".".join(names), fault["input"], remedy)
 
 
-def to_config_dict(section: type[Section] | Section) -> ConfigDict:
-    """The section's defaults, or the values of an instance, as a ConfigDict with the fields' types."""
-    config, values = ConfigDict(), section() if isinstance(section, type) else section
-    for name, field in type(values).model_fields.items():
-        value = getattr(values, name)
+def to_config_dict(section: type[Section] | Section, **given: Any) -> ConfigDict:
+    """The section's defaults, or the values of an instance, as a ConfigDict with the fields' types.
+
+    Args:
+      **given: ConfigDicts to take for some of the fields.
+    """
+    config = ConfigDict()
+    for name, field in (section if isinstance(section, type) else type(section)).model_fields.items():
+        value = given.get(name, field.default if isinstance(section, type) else getattr(section, name))
         if isinstance(value, Section):
             config[name] = to_config_dict(value)
         elif value is None:
@@ -137,14 +150,9 @@ _SIGNS = (
 )
 
 
-def _values(field: pydantic.fields.FieldInfo) -> str:
+def _values(field: FieldInfo) -> str:
     """The type and range of a field in words, such as "float > 0 or None"."""
-    names = []
-    for item in _alternatives(field.annotation):
-        if typing.get_origin(item) is Literal:
-            names += map(repr, typing.get_args(item))
-        else:
-            names.append(item.__name__ if isinstance(item, type) and not typing.get_args(item) else str(item))
+    names = ", ".join(map(_type_name, _alternatives(field.annotation)))
     limits = [
         f" {sign} {getattr(limit, kind.__name__.lower())}"
         for kind, sign in _SIGNS
@@ -152,4 +160,16 @@ def _values(field: pydantic.fields.FieldInfo) -> str:
         if isinstance(limit, kind)
     ]
     optional = field.default is None or type(None) in typing.get_args(field.annotation)
-    return ", ".join(names) + ",".join(limits) + " or None" * optional
+    return names + ",".join(limits) + " or None" * optional
+
+
+def _type_name(annotation: Any) -> str:
+    """A type in words, such as "tuple of int"."""
+    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Literal:
+        return ", ".join(map(repr, inner))
+    if origin is Annotated:
+        return _type_name(inner[0])
+    if origin is tuple:
+        return f"tuple of {_type_name(inner[0])}"
+    return annotation.__name__

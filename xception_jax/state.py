@@ -20,27 +20,33 @@ class TrainState:
     """Everything a step reads and writes.
 
     Attributes:
-      step: updates done, int32[].
-      params, batch_stats: nested dictionaries of float32 arrays.
-      opt_state: optax's.
-      ema: {"params": ..., "batch_stats": ...}, their Polyak averages; None without averaging.
+      step: number of updates done, int32[].
+      params: nested dictionary of the trained arrays.
+      model_state: nested dictionary of all other arrays that the model keeps, such as batch statistics.
+      opt_state: state of the optax optimizer.
+      averaged: {"params": ..., "model_state": ...}, their exponential moving averages; None without averaging.
     """
 
     step: jax.Array
     params: PyTree
-    batch_stats: PyTree
+    model_state: PyTree
     opt_state: PyTree
-    ema: PyTree | None
+    averaged: PyTree | None
 
 
 def split(model: nnx.Module) -> tuple[nnx.GraphDef, PyTree, PyTree]:
-    """A model as (structure, parameters, batch statistics); `nnx.merge` puts it together again."""
-    graphdef, params, batch_stats = nnx.split(model, nnx.Param, nnx.BatchStat)
-    return graphdef, nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
+    """Splits a model into (structure, parameters, model state); `nnx.merge` puts it together again."""
+    graphdef, params, model_state = nnx.split(model, nnx.Param, ...)
+    return graphdef, nnx.to_pure_dict(params), nnx.to_pure_dict(model_state)
+
+
+def model_state(model: nnx.Module) -> PyTree:
+    """All arrays of a model that are no parameters."""
+    return nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param)))
 
 
 def count(tree: PyTree) -> int:
-    """How many numbers the arrays of a tree hold, or their shapes say.
+    """Number of elements in all arrays, or abstract arrays, of a tree.
 
     >>> count({"kernel": jnp.zeros((2, 3)), "bias": jnp.zeros(3)})
     9
@@ -50,32 +56,37 @@ def count(tree: PyTree) -> int:
 
 def create(model: nnx.Module, optimizer: optax.GradientTransformation, *, averaging: bool) -> TrainState:
     """The state before the first step; the averages start at the initial weights."""
-    _, params, batch_stats = split(model)
-    ema = {"params": params, "batch_stats": batch_stats}
+    _, params, model_state = split(model)
+    weights = {"params": params, "model_state": model_state}
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        batch_stats=batch_stats,
+        model_state=model_state,
         opt_state=optimizer.init(params),
-        # Copies, since a donated buffer may stand in the state only once.
-        ema=jax.tree.map(jnp.copy, ema) if averaging else None,
+        # The averages are copies, since a donated buffer may occur only once in the state.
+        averaged=jax.tree.map(jnp.copy, weights) if averaging else None,
     )
 
 
 def weight_sets(state: TrainState) -> dict[str, PyTree]:
-    """The weights to evaluate: {"raw": ..., "averaged": ...}, each {"params": ..., "batch_stats": ...}."""
-    sets = {"raw": {"params": state.params, "batch_stats": state.batch_stats}}
-    return sets if state.ema is None else sets | {"averaged": state.ema}
+    """The weights to evaluate: {"raw": ..., "averaged": ...}, each {"params": ..., "model_state": ...}."""
+    sets = {"raw": {"params": state.params, "model_state": state.model_state}}
+    return sets if state.averaged is None else sets | {"averaged": state.averaged}
 
 
 def fingerprint(state: TrainState) -> str:
-    """First 16 hex digits of a SHA-256 over names, shapes and bytes of parameters, statistics and averages.
+    """First 16 hexadecimal digits of a SHA-256 over names, shapes and bytes of all weights.
 
-    Two runs print the same one if and only if (but for hash collisions) their weights are equal to the bit. All
-    hosts have to ask for it, since each may hold a part only.
+    Two runs have the same fingerprint if and only if their raw and averaged weights are equal bit by bit (up to
+    hash collisions). With several hosts, all of them must call this, since each may hold only a part.
     """
     digest = hashlib.sha256()
-    leaves, _ = jax.tree_util.tree_flatten_with_path(weight_sets(state))
+    # The model state is called "batch_stats" here, as in version 0.1, so that fingerprints stay comparable.
+    named = {
+        name: {"params": weights["params"], "batch_stats": weights["model_state"]}
+        for name, weights in weight_sets(state).items()
+    }
+    leaves, _ = jax.tree_util.tree_flatten_with_path(named)
     for path, leaf in leaves:
         if isinstance(leaf, jax.Array) and not (leaf.is_fully_replicated or leaf.is_fully_addressable):
             leaf = multihost_utils.process_allgather(leaf, tiled=True)

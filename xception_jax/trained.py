@@ -1,4 +1,4 @@
-"""Opening what a run left: the model, its preprocessing, its recipe."""
+"""Opening what a run left: the model, its inputs, its recipe."""
 
 import contextlib
 import dataclasses
@@ -13,14 +13,12 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Sharding, SingleDeviceSharding
 
-from xception_jax import models, state
-from xception_jax import step as step_lib
+from xception_jax import metrics, models, recipe, state
+from xception_jax.data.inputs import INPUTS, Inputs
 from xception_jax.errors import UserError
-from xception_jax.experiment import evaluation_transform
-from xception_jax.models import Preprocessing
 from xception_jax.recipe import Recipe
+from xception_jax.run import workdir
 from xception_jax.run.checkpoint import Checkpoints, first_line
-from xception_jax.run.workdir import read_recipe
 
 PyTree = Any
 
@@ -30,19 +28,19 @@ class Trained:
     """A trained network, ready to use.
 
     Attributes:
-      model: with the weights of the checkpoint; call it on normalized images.
-      preprocessing: how images become its input.
+      model: with the weights of the checkpoint; call it on the model inputs that `inputs.prepare` makes.
+      inputs: how examples become the model's inputs; for images, `inputs.preprocessing` is the record of that.
       recipe: that trained it.
-      class_names: in the order of the logits.
-      step: gradient steps it was trained for.
+      class_names: in the order of the probabilities.
+      step: number of gradient steps it was trained for.
       weights: "averaged" or "raw".
-      multilabel: whether an image has any number of classes instead of one.
+      multilabel: whether an example has any number of classes instead of one.
       evaluation: what the run measured at this step: {"raw": {"loss", "top1", ...}, "averaged": ...}; None if it
         did not.
     """
 
     model: nnx.Module
-    preprocessing: Preprocessing
+    inputs: Inputs
     recipe: Recipe
     class_names: tuple[str, ...]
     step: int
@@ -50,144 +48,134 @@ class Trained:
     multilabel: bool
     evaluation: dict[str, dict[str, float]] | None
 
-    def preprocess(self, images: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
-        """Crops and resizes images as the evaluation did.
+    def predict(self, raw: Sequence[Any] | np.ndarray, *, batch_size: int = 128) -> np.ndarray:
+        """Class probabilities, float32[N, classes].
+
+        Those of an example add up to 1, or each is between 0 and 1 if `multilabel`.
 
         Args:
-          images: uint8 arrays [H, W, C] or, grey, [H, W], pixels in 0..255; sizes may differ. Arrays are taken as
-            they are: `data.images.decode(bytes, name=..., orientation=preprocessing.exif_orientation)` reads a
-            file as the run did.
-
-        Returns:
-          uint8[N, size, size, C].
+          raw: what `inputs.from_user` takes, for example uint8 images of any size.
+          batch_size: examples that are computed at a time. A smaller number of examples is padded to a power of
+            two, so few programs are compiled however many are asked for.
 
         Raises:
-          ValueError: for another type of pixels, shape, or number of channels.
+          ValueError: for inputs of another type or shape.
         """
-        record, channels = self.preprocessing, self.recipe.model["in_channels"]
-        transform = evaluation_transform(record)
-        if len(images) == 0:
-            raise ValueError("images is empty: pass one image or more")
-        if isinstance(images, np.ndarray) and images.ndim == 3 and images.shape[2] == channels:
-            raise ValueError(f"images has shape {images.shape}, as one image has: pass [image]")
-        return np.stack([transform.map({"image": _check_image(image, channels)})["image"] for image in images])
-
-    def predict(self, images: Sequence[np.ndarray] | np.ndarray, *, batch_size: int = 128) -> np.ndarray:
-        """Class probabilities of any uint8 images, float32[N, classes]; see `preprocess` for what they may be.
-
-        Those of an image add up to 1, or each is between 0 and 1 if `multilabel`.
-        """
-        probabilities = jax.nn.sigmoid if self.multilabel else jax.nn.softmax
-        batch_size = min(batch_size, max(1, len(images)))
         parts = []
-        for start in range(0, max(1, len(images)), batch_size):
-            part = self.preprocess(images[start : start + batch_size])  # [n, size, size, C]
-            padding = ((0, batch_size - len(part)), (0, 0), (0, 0), (0, 0))
-            logits = self._logits(np.pad(part, padding))[: len(part)]
-            parts.append(np.asarray(probabilities(logits)))
+        for start in range(0, max(1, len(raw)), batch_size):
+            arrays = self.inputs.from_user(raw[start : start + batch_size])
+            count = len(next(iter(arrays.values())))
+            size = min(batch_size, 1 << (count - 1).bit_length())
+            padded = {
+                name: np.pad(array, ((0, size - count), *((0, 0),) * (array.ndim - 1)))
+                for name, array in arrays.items()
+            }
+            parts.append(np.asarray(self._probabilities(padded))[:count])
         return np.concatenate(parts)
 
     @functools.cached_property
-    def _logits(self):
-        graphdef, params, batch_stats = state.split(self.model)
-        record = self.preprocessing
+    def _probabilities(self):
+        graphdef, params, model_state = state.split(self.model)
+        offset = self.inputs.label_offset
+        objective = metrics.Objective(
+            num_classes=len(self.class_names) + offset, multilabel=self.multilabel, label_offset=offset
+        )
 
         @jax.jit
-        def logits(params, batch_stats, image):
-            image = step_lib.normalize(image, mean=record.mean, std=record.std)
-            return nnx.merge(graphdef, params, batch_stats)(image)
+        def probabilities(params, model_state, batch):
+            inputs, _ = self.inputs.prepare(batch, None, train=False)
+            return objective.probabilities(nnx.merge(graphdef, params, model_state)(inputs))
 
-        return functools.partial(logits, params, batch_stats)
-
-
-def _check_image(image: np.ndarray, channels: int) -> np.ndarray:
-    """uint8[H, W] or [H, W, C] -> uint8[H, W, C], or ValueError."""
-    image = np.asarray(image)
-    if image.dtype != np.uint8:
-        raise ValueError(f"pixels are {image.dtype}: pass uint8 in 0..255, for example (255 * x).astype('uint8')")
-    image = image[..., None] if image.ndim == 2 else image
-    if image.ndim != 3 or image.shape[2] != channels or min(image.shape) < 1:
-        raise ValueError(f"an image has shape {image.shape}: this model takes [height, width, {channels}]")
-    return image
+        return functools.partial(probabilities, params, model_state)
 
 
-def load(workdir: str | os.PathLike, *, checkpoint: str | int = "best", weights: str = "averaged") -> Trained:
+def load(directory: str | os.PathLike, *, checkpoint: str | int = "best", weights: str = "averaged") -> Trained:
     """Opens the network that a run trained, on one device.
 
     Args:
-      workdir: of the run.
-      checkpoint: "best" (highest top-1, or MAP@100 for several labels, on the validation images), "latest", or a
+      directory: the working directory of the run.
+      checkpoint: "best" (highest top-1, or MAP@100 for several labels, on the validation examples), "latest", or a
         step.
-      weights: "averaged" (Polyak) or "raw".
+      weights: "averaged" (Polyak averaging) or "raw".
 
     Raises:
       UserError: if there is no such run, checkpoint or weights, or the files are damaged.
     """
     if weights not in ("averaged", "raw"):
         raise UserError(f"weights = {weights!r}: choose 'averaged' or 'raw'")
-    directory = pathlib.Path(workdir)
-    recipe = read_recipe(directory)
-    if weights == "averaged" and recipe.polyak.decay is None:
-        raise UserError("weights = 'averaged': this run kept no averages (config.polyak.decay = None); pass 'raw'")
-    model = nnx.eval_shape(lambda: models.create_model(recipe.model_name, **recipe.model_settings))
-    graphdef, params, batch_stats = state.split(model)
+    directory = pathlib.Path(directory)
+    found = recipe.read(directory)
+    if weights == "averaged" and found.averaging.decay is None:
+        raise UserError(
+            "weights = 'averaged': this run kept no averages (config.averaging.decay = None); pass 'raw'"
+        )
+    model = nnx.eval_shape(lambda: models.create_model(found.model_name, **found.model_settings))
+    graphdef, params, model_state = state.split(model)
     device = SingleDeviceSharding(jax.local_devices()[0])
-    step, sets, meta = restore_weights(directory, checkpoint, params, batch_stats, [weights], device)
+    step, sets, record = restore_weights(directory, checkpoint, params, model_state, [weights], device)
     return Trained(
-        model=nnx.merge(graphdef, sets[weights]["params"], sets[weights]["batch_stats"]),
-        preprocessing=Preprocessing(**meta["preprocessing"]),
-        recipe=recipe,
-        class_names=tuple(meta["class_names"]),
+        model=nnx.merge(graphdef, sets[weights]["params"], sets[weights]["model_state"]),
+        inputs=inputs_of(found, record),
+        recipe=found,
+        class_names=tuple(record["class_names"]),
         step=step,
         weights=weights,
-        multilabel=meta["multilabel"],
-        evaluation=meta["evaluation"],
+        multilabel=record["multilabel"],
+        evaluation=record["evaluation"],
     )
 
 
+def inputs_of(found: Recipe, record: dict[str, Any]) -> Inputs:
+    """The inputs of a checkpoint; version 0.1 recorded those of images as "preprocessing"."""
+    if "inputs" not in record:
+        record = record | {"inputs": record["preprocessing"] | {"channels": found.model["in_channels"]}}
+    return INPUTS[models.model_class(found.model_name).INPUTS].from_record(record["inputs"])
+
+
 def restore_weights(
-    workdir: pathlib.Path,
+    directory: pathlib.Path,
     checkpoint: str | int,
     params: PyTree,
-    batch_stats: PyTree,
+    model_state: PyTree,
     sets: Sequence[str],
     sharding: Sharding | PyTree,
-) -> tuple[int, dict[str, PyTree], dict]:
+) -> tuple[int, dict[str, PyTree], dict[str, Any]]:
     """Reads sets of weights from a run.
 
     Args:
+      directory: the working directory of the run.
       checkpoint: "best", "latest" or a step.
-      params, batch_stats: trees of shapes.
+      params, model_state: trees of shapes.
       sets: "raw", "averaged" or both.
-      sharding: of the arrays: one, or a tree of them, {"params": ..., "batch_stats": ...}.
+      sharding: of the arrays: one, or a tree of them, {"params": ..., "model_state": ...}.
 
     Returns:
-      (step, {set: {"params": ..., "batch_stats": ...}}, the checkpoint's record).
+      (step, {set: {"params": ..., "model_state": ...}}, the checkpoint's record).
 
     Raises:
       UserError: if there is no such checkpoint or it is damaged.
     """
-    weights = {"params": params, "batch_stats": batch_stats}
+    weights = {"params": params, "model_state": model_state}
     weights = jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
         weights,
         jax.tree.broadcast(sharding, weights),
     )
-    trees = (weights if "raw" in sets else {}) | ({"ema": weights} if "averaged" in sets else {})
-    directory = workdir / "checkpoints"
-    if not directory.is_dir():
-        raise UserError(f"workdir {workdir}: has no checkpoints yet; train it first")
-    with contextlib.closing(Checkpoints(directory, read_only=True)) as checkpoints:
+    trees = (weights if "raw" in sets else {}) | ({"averaged": weights} if "averaged" in sets else {})
+    folder = directory / workdir.CHECKPOINTS
+    if not folder.is_dir():
+        raise UserError(f"workdir {directory}: has no checkpoints yet; train it first")
+    with contextlib.closing(Checkpoints(folder, read_only=True)) as checkpoints:
         step = _choose_step(checkpoints, checkpoint)
         try:
-            restored, meta = checkpoints.restore(step, trees)
+            restored, record = checkpoints.restore(step, trees)
         except Exception as error:  # orbax has no common error for the many ways files can be broken
             raise UserError(
-                f"checkpoint {directory / str(step)} is damaged ({first_line(error)}); choose another of"
+                f"checkpoint {folder / str(step)} is damaged ({first_line(error)}); choose another of"
                 f" {checkpoints.steps()}"
             ) from error
-    found = {"raw": {name: restored.get(name) for name in weights}, "averaged": restored.get("ema")}
-    return step, {name: found[name] for name in sets}, meta
+    found = {"raw": {name: restored.get(name) for name in weights}, "averaged": restored.get("averaged")}
+    return step, {name: found[name] for name in sets}, record
 
 
 def _choose_step(checkpoints: Checkpoints, checkpoint: str | int) -> int:

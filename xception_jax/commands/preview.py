@@ -7,13 +7,15 @@ import pathlib
 import jax
 import numpy as np
 
-from xception_jax import experiment
-from xception_jax import recipe as recipe_lib
+from xception_jax import recipe, task
 from xception_jax.commands import command_line
+from xception_jax.data import pipeline
+from xception_jax.data.images.inputs import Images
 from xception_jax.errors import TrainingError, UserError
 
 EXAMPLE = "python -m xception_jax preview --config configs/digits.py --out preview.png"
 COLUMNS = 8
+TITLE_LENGTH = 21  # characters that fit above an image
 Titled = tuple[np.ndarray, list[str]]  # images float[N, H, W, C] in [0, 1], and a title for each
 
 
@@ -26,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Writes the picture and says where.
+    """Writes the figure and says where.
 
     Raises:
       UserError: for a mistake in the flags or the recipe, or a file that cannot be written.
@@ -34,56 +36,64 @@ def run(arguments: argparse.Namespace) -> None:
     """
     if arguments.rows < 1:
         raise UserError(f"--rows={arguments.rows}: must be at least 1")
-    recipe = recipe_lib.parse(command_line.read_config(arguments.settings_of_recipe, example=EXAMPLE))
+    checked = recipe.parse(command_line.read_config(arguments.settings_of_recipe, example=EXAMPLE))
+    built = task.build(checked)
+    if not isinstance(built.inputs, Images):
+        raise UserError(f"--config: {checked.model_name} does not read images, so there is nothing to draw")
     count = arguments.rows * COLUMNS
-    sizes = {"batch_size": count, "eval_batch_size": COLUMNS, "accumulation_steps": 1}
-    plan = experiment.build(recipe.model_copy(update=sizes), training=False)
     try:
-        train, evaluation = training_images(plan), evaluated_images(plan)
+        train, evaluation = training_images(built, count), evaluated_images(built)
     except ValueError as error:
         raise TrainingError(str(error)) from None
     try:
-        title = f"{plan.recipe.data.name}, {plan.preprocessing.image_size} px"
+        title = f"{checked.data.name}, {built.inputs.preprocessing.image_size} px"
         draw(train, evaluation, arguments.out, title=title)
-    except (OSError, ValueError) as error:  # matplotlib's for an unknown suffix
+    except (OSError, ValueError) as error:  # matplotlib raises ValueError for an unknown suffix
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"--out={arguments.out}: cannot be written ({reason}); name another file") from None
     print(f"{arguments.out}: {count} training images as augmented, {len(evaluation[0])} images as evaluated")
 
 
-def training_images(plan: experiment.Experiment) -> Titled:
-    """The first batch of training as the network gets it but for normalization."""
-    batches = plan.train_batches(0)
+def training_images(built: task.Task, count: int) -> Titled:
+    """The first `count` images of training as the network gets them, but before normalization."""
+    reader = built.reader(built.dataset.train, substitute=True)
+    batches = pipeline.train_batches(
+        reader, built.inputs.train_transform, batch_size=count, seed=built.recipe.seed, num_threads=2
+    )
     batch = next(batches)
     batches.close()
     for index in batch["unreadable"][batch["unreadable"] >= 0].tolist():
-        print(f"warning: {plan.why_unreadable(index)}; another image takes its place")
+        print(f"warning: {reader.why_unreadable(index)}; another image takes its place")
 
     @jax.jit
     def augment(batch):
-        targets = plan.objective.targets(batch["label"])
-        return plan.augmentation(batch["image"] / np.float32(255), targets, batch["seed"], jax.random.key(0))
+        return built.inputs.augment(batch, built.objective.targets(batch["label"]))
 
     images, targets = jax.device_get(augment({name: batch[name] for name in ("image", "label", "seed")}))
-    return images, [_title(target, plan.dataset.class_names) for target in targets]
+    return images, _titles(built, targets)
 
 
-def evaluated_images(plan: experiment.Experiment) -> Titled:
+def evaluated_images(built: task.Task) -> Titled:
     """Validation images, evenly spaced over the set."""
-    reader = plan.reader(plan.dataset.validation, substitute=False)
-    transform = experiment.evaluation_transform(plan.preprocessing)
+    reader = built.reader(built.dataset.validation)
     indices = np.linspace(0, len(reader) - 1, COLUMNS).astype(int)
-    examples = [transform.map(reader[index]) for index in dict.fromkeys(indices.tolist())]
-    targets = jax.device_get(plan.objective.targets(np.stack([example["label"] for example in examples])))
+    examples = [built.inputs.eval_transform(reader[index]) for index in dict.fromkeys(indices.tolist())]
+    targets = jax.device_get(built.objective.targets(np.stack([example["label"] for example in examples])))
     images = np.stack([example["image"] for example in examples]) / 255  # [N, H, W, C]
-    return images, [_title(target, plan.dataset.class_names) for target in targets]
+    return images, _titles(built, targets)
 
 
-def _title(target: np.ndarray, names: tuple[str, ...]) -> str:
-    """The classes of a target, with their shares where these are not 1; at most three."""
+def _titles(built: task.Task, targets: np.ndarray) -> list[str]:
+    names = [""] * built.inputs.label_offset + list(built.dataset.class_names)
+    return [_title(target, names) for target in targets]
+
+
+def _title(target: np.ndarray, names: list[str]) -> str:
+    """The classes of a target, a line each, with their shares where these are not 1; at most three."""
     order = [int(i) for i in np.argsort(-target, kind="stable") if target[i] > 0]
-    parts = [names[i] if target[i] > 0.995 else f"{target[i]:.2f} {names[i]}" for i in order[:3]]
-    return " + ".join(part if len(part) <= 24 else part[:23] + "…" for part in parts) or "(none)"
+    lines = [names[i] if target[i] > 0.995 else f"{target[i]:.2f} {names[i]}" for i in order[:3]]
+    short = [line if len(line) <= TITLE_LENGTH else line[: TITLE_LENGTH - 1] + "…" for line in lines]
+    return "\n".join(short) or "(none)"
 
 
 def draw(train: Titled, evaluation: Titled, path: pathlib.Path, *, title: str) -> None:
@@ -91,7 +101,7 @@ def draw(train: Titled, evaluation: Titled, path: pathlib.Path, *, title: str) -
     import matplotlib.pyplot as plt
 
     rows = len(train[0]) // COLUMNS
-    figure, axes = plt.subplots(rows + 1, COLUMNS, figsize=(2 * COLUMNS, 2.25 * (rows + 1)), layout="constrained")
+    figure, axes = plt.subplots(rows + 1, COLUMNS, figsize=(2 * COLUMNS, 2.5 * (rows + 1)), layout="constrained")
     for axis in axes.flat:
         axis.set_axis_off()
     places = itertools.chain(zip(axes[:-1].flat, *train, strict=True), zip(axes[-1], *evaluation, strict=False))

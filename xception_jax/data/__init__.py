@@ -1,15 +1,14 @@
-"""Datasets by name, image transforms, and batches in an order that depends on (seed, step) only."""
+"""Datasets by name, and batches in an order that depends on (seed, step) only.
+
+`inputs` is the seam to the models, `images` the inputs of images. Worker processes import this package, so it must
+not import JAX here.
+"""
 
 from xception_jax.data.dataset import ArraySource as ArraySource
 from xception_jax.data.dataset import Dataset as Dataset
 from xception_jax.data.dataset import ImageFiles as ImageFiles
 from xception_jax.data.dataset import Source as Source
-from xception_jax.data.images.decoding import UnreadableImage as UnreadableImage
-from xception_jax.data.images.resizing import METHODS as METHODS
-from xception_jax.data.images.resizing import PRESETS as PRESETS
-from xception_jax.data.images.transforms import CROPS as CROPS
-from xception_jax.data.images.transforms import EvaluationTransform as EvaluationTransform
-from xception_jax.data.images.transforms import TrainTransform as TrainTransform
+from xception_jax.data.dataset import UnreadableExample as UnreadableExample
 from xception_jax.data.pipeline import Reader as Reader
 from xception_jax.data.pipeline import evaluation_batches as evaluation_batches
 from xception_jax.data.pipeline import train_batches as train_batches

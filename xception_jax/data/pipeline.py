@@ -9,77 +9,108 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import grain
 import numpy as np
 
-from xception_jax.data.dataset import Source
-from xception_jax.data.images import decoding
-from xception_jax.data.images.transforms import EvaluationTransform, TrainTransform
+from xception_jax.data.dataset import Source, UnreadableExample
+from xception_jax.settings import Section, setting
 
 Batch = dict[str, np.ndarray]
+Example = dict[str, Any]
 
-_EPOCHS = 1_000_000  # grain's endless repetition overflows where a host gets one image of a batch
-_ATTEMPTS = 10  # images that may be unreadable, each far from the others, before it is the disk that is to blame
-_STRIDE = 7919  # from an unreadable image to its substitute: its neighbors may have failed together
+_EPOCHS = 1_000_000  # grain's endless repetition overflows where a host gets one example of a batch
+_ATTEMPTS = 10  # unreadable examples in a row, each far from the others, after which the disk is to blame
+# From an unreadable example to its substitute, since its neighbors may have failed together. The strides are
+# prime: one that does not divide the number of examples leads to ten different examples.
+_STRIDES = (7919, 7907)
+_WORTH_WORKERS = 5000  # examples of an evaluation; below this, starting workers costs more than it saves
+
+
+class Reading(Section):
+    """How a host reads examples; the "data" section of every modality extends it."""
+
+    max_unreadable: float = setting(
+        0.01, "share of training examples that may be replaced before training stops", free=True, ge=0, lt=1
+    )
+    num_threads: int = setting(2, "threads that read, in each process that reads", free=True, ge=1)
+    num_workers: int = setting(0, "processes that read, beside the main one", free=True, ge=0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Reader:
-    """A source whose images are decoded, and whose labels are arrays.
+    """A source whose examples are decoded, with labels as arrays.
 
     Attributes:
-      source: the images; those that are bytes get decoded.
-      classes: number of classes, if an image has several labels: these become uint8[classes] of 0 and 1.
-      orientation: turn pictures the way the camera was held, as their EXIF record says.
-      substitute: give another image for one that cannot be read, whose index is then in "unreadable"
-        (otherwise -1); False = raise `decoding.UnreadableImage`.
+      source: the examples.
+      decode: see `inputs.Inputs.decode`.
+      classes: number of classes if examples have several labels, which become uint8[classes] of 0 and 1.
+      substitute: whether an unreadable example is replaced by another one, and "unreadable" tells its index (else
+        -1). Without it, reading raises `UnreadableExample`.
     """
 
     source: Source
+    decode: Callable[[Example], Example]
     classes: int | None = None
-    orientation: bool = False
     substitute: bool = False
 
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """{"image": uint8[H, W, C], "label": int32[] or uint8[classes], "unreadable": int32[] where asked for}.
+    def __getitem__(self, index: int) -> Example:
+        """The arrays of an example, "label" int32[] or uint8[classes], and "unreadable" int32[] with `substitute`.
 
         Raises:
-          UnreadableImage: for an image that cannot be read; with `substitute`, if ten of them cannot.
+          UnreadableExample: for an example that cannot be read; with `substitute`, if ten of them cannot.
         """
         if not self.substitute:
             return self._read(index)
+        stride = next(stride for stride in (*_STRIDES, 1) if len(self) % stride or stride == 1)
         for attempt in range(_ATTEMPTS):
             try:
-                example = self._read((index + attempt * _STRIDE) % len(self))
+                example = self._read((index + attempt * stride) % len(self))
                 return example | {"unreadable": np.int32(index if attempt else -1)}
-            except decoding.UnreadableImage as error:
+            except UnreadableExample as error:
                 last = error
-        reason = f"{last.reason} (nor the {_ATTEMPTS - 1} before it: is the disk there?)"
-        raise decoding.UnreadableImage(last.name, reason)
+        reason = f"{last.reason} ({_ATTEMPTS - 1} other examples could not be read either: is the disk there?)"
+        raise UnreadableExample(last.name, reason)
 
-    def _read(self, index: int) -> dict[str, Any]:
+    def why_unreadable(self, index: int) -> str:
+        """What is wrong with an example that was replaced."""
+        try:
+            self._read(index)
+        except UnreadableExample as error:
+            return str(error)
+        return f"cannot read {self.source.name(index)}: it failed once, and now it can be read"
+
+    def _read(self, index: int) -> Example:
         example = self.source[index]
-        image, label = example["image"], example["label"]
-        if isinstance(image, bytes):
-            try:
-                image = decoding.decode(image, name="", orientation=self.orientation)
-            except decoding.UnreadableImage as error:  # to find the name of a record takes as long as to read it
-                raise decoding.UnreadableImage(self.source.name(index), error.reason) from error
-        if self.classes is not None:
-            present, label = label, np.zeros(self.classes, np.uint8)
-            label[list(present)] = 1
-        return {"image": image, "label": label if self.classes is not None else np.int32(label)}
+        try:
+            arrays = self.decode(example)
+        except UnreadableExample as error:  # finding the name of a record takes as long as reading it
+            raise UnreadableExample(self.source.name(index), error.reason) from error
+        if self.classes is None:
+            return arrays | {"label": np.int32(example["label"])}
+        label = np.zeros(self.classes, np.uint8)
+        label[list(example["label"])] = 1
+        return arrays | {"label": label}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Seeded(grain.transforms.RandomMap):
+    """The training transform, then the seed of the example's augmentation on the device."""
+
+    transform: Callable[[Example, np.random.Generator], Example]
+
+    def random_map(self, element: Example, rng: np.random.Generator) -> Example:
+        return self.transform(element, rng) | {"seed": rng.integers(2**32, dtype=np.uint32)}
 
 
 def train_batches(
     reader: Reader,
-    transform: TrainTransform,
+    transform: Callable[[Example, np.random.Generator], Example],
     *,
     batch_size: int,
     seed: int,
@@ -92,20 +123,20 @@ def train_batches(
     """Endless training batches, each epoch in a new order, from `start_step` on; `close()` the iterator after use.
 
     Args:
-      reader: of the images; with `substitute`, so that a bad file does not end the run.
-      transform: the augmentation, seeded by (seed, epoch, index).
+      reader: of the examples; with `substitute`, so that a bad file does not end the run.
+      transform: augmentation on the host, seeded by (seed, epoch, index).
       batch_size: of all processes together; a multiple of `process_count`.
       seed: of order and augmentation.
-      start_step: steps already done.
-      num_threads, num_workers: threads in each process that reads, and such processes beside this one.
+      start_step: number of steps already done.
+      num_threads, num_workers: see `Reading`.
       process_index, process_count: which of the consecutive shares of each batch to yield.
 
     Returns:
-      Iterator of {"image": uint8[B, H, W, C], "label": int32[B] or uint8[B, classes], "seed": uint32[B],
-      "unreadable": int32[B]}, B = batch_size / process_count.
+      Iterator of the transformed arrays [B, ...], "label" int32[B] or uint8[B, classes], "seed" uint32[B] and
+      "unreadable" int32[B], where B = batch_size / process_count.
     """
     _check_share(batch_size, process_count)
-    dataset = grain.MapDataset.source(reader).seed(seed).shuffle().repeat(_EPOCHS).random_map(transform)
+    dataset = grain.MapDataset.source(reader).seed(seed).shuffle().repeat(_EPOCHS).random_map(_Seeded(transform))
     dataset = dataset.batch(batch_size // process_count, batch_fn=_stack)[process_index::process_count]
     return _iterate(dataset[start_step:], num_threads, num_workers)
 
@@ -120,14 +151,14 @@ class _Padded:
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> Example:
         real = index < len(self.source)
         return self.source[index if real else 0] | {"mask": np.float32(real)}
 
 
 def evaluation_batches(
     reader: Reader,
-    transform: EvaluationTransform,
+    transform: Callable[[Example], Example],
     *,
     batch_size: int,
     num_threads: int = 2,
@@ -137,17 +168,17 @@ def evaluation_batches(
 ) -> Iterator[Batch]:
     """Every example once, in order; the last batch is padded, and every process gets as many batches.
 
-    An unreadable image is an error: an evaluation without it would be of another set.
+    An unreadable example is an error, since an evaluation without it would be of another set.
 
     Returns:
-      Iterator of {"image": uint8[B, H, W, C], "label": int32[B] or uint8[B, classes], "mask": float32[B]}, mask 0
-      on padding, B = batch_size / process_count.
+      Iterator of the transformed arrays [B, ...], "label" int32[B] or uint8[B, classes] and "mask" float32[B],
+      which is 0 on padding, where B = batch_size / process_count.
     """
     _check_share(batch_size, process_count)
     length = -(-len(reader) // batch_size) * batch_size
     dataset = grain.MapDataset.source(_Padded(reader, length)).map(transform)
     dataset = dataset.batch(batch_size // process_count, batch_fn=_stack)[process_index::process_count]
-    return _iterate(dataset, num_threads, num_workers)
+    return _iterate(dataset, num_threads, num_workers if len(reader) >= _WORTH_WORKERS else 0)
 
 
 def _iterate(dataset: grain.MapDataset, num_threads: int, num_workers: int) -> Iterator[Batch]:
@@ -160,14 +191,14 @@ def _iterate(dataset: grain.MapDataset, num_threads: int, num_workers: int) -> I
     iterator = iter(batches)
     try:
         for batch in iterator:
-            # What comes from a worker lies in shared memory, to be given back at once.
+            # The batch of a worker lies in shared memory, which must be given back at once.
             yield {name: np.array(array) for name, array in batch.items()} if num_workers else batch
     finally:
         iterator.close()
 
 
 def _follow_main_process(worker: int, workers: int) -> None:
-    """A worker leaves Ctrl-C in the terminal to the main process, and ends with it, however that ends."""
+    """Makes a worker ignore Ctrl-C, which the main process handles, and end with the main process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def wait():
@@ -182,5 +213,5 @@ def _check_share(batch_size: int, process_count: int) -> None:
         raise ValueError(f"batch_size = {batch_size}: must be a multiple of the {process_count} processes")
 
 
-def _stack(examples: list[dict[str, Any]]) -> Batch:
+def _stack(examples: list[Example]) -> Batch:
     return {name: np.stack([example[name] for example in examples]) for name in examples[0]}

@@ -1,59 +1,39 @@
 """Augmentation of batches on the device, inside the jitted training step.
 
-What happens to an image is a function of the key and of the image's own seed: it is the same in any place of any
-batch, on any number of devices and hosts. Between devices nothing moves; to mix, each must have an even number of
-images.
+What happens to an image is a function of the key and of the image's own seed, so it is the same at any place of
+any batch, on any number of devices and hosts. Nothing moves between devices. To mix pairs of images, each device
+must have an even number of them.
 """
 
-import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
-COLORS = ("none", "inception", "inception_fast", "jitter")
+from xception_jax.settings import Section, setting
 
-_FLIP, _AMOUNTS, _ORDER, _KIND, _MIXUP, _CUTMIX, _BOX = range(7)  # what a random number is for
-_BLACK = 1e-12  # less than a difference of visible channels; keeps quotients finite
+_FLIP, _AMOUNTS, _ORDER, _KIND, _MIXUP, _CUTMIX, _BOX = range(7)  # purposes of random numbers
+_BLACK = 1e-12  # below any difference of visible channels; keeps quotients finite
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Augmentation:
-    """Random changes of a batch: mirror images, then colours, then mixtures of two images.
+class Augmentation(Section):
+    """Random changes of a batch: horizontal flips, then colors, then mixtures of two images."""
 
-    Attributes:
-      flip: mirror left and right, half of the images.
-      color: "none", "inception", "inception_fast" (see `inception_color`) or "jitter" (see `color_jitter`).
-      brightness, contrast, saturation, hue: strengths of "jitter", 0 = leave as it is; hue in turns, at most 0.5.
-      mixup_alpha, cutmix_alpha: of the distribution of the shares (see `mix_pairs`), 0 = off.
-
-    Raises:
-      ValueError: for a value out of range.
-    """
-
-    flip: bool = False
-    color: str = "none"
-    brightness: float = 0.4
-    contrast: float = 0.4
-    saturation: float = 0.4
-    hue: float = 0.0
-    mixup_alpha: float = 0.0
-    cutmix_alpha: float = 0.0
-
-    def __post_init__(self):
-        if self.flip not in (False, True):
-            raise ValueError(f"flip = {self.flip!r}: must be True or False")
-        if self.color not in COLORS:
-            raise ValueError(f"color = {self.color!r}: must be one of {', '.join(COLORS)}")
-        for name in ("brightness", "contrast", "saturation", "mixup_alpha", "cutmix_alpha"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} = {getattr(self, name)}: must be 0 or a positive number")
-        if not 0 <= self.hue <= 0.5:
-            raise ValueError(f"hue = {self.hue}: must be between 0 and 0.5")
+    flip: bool = setting(True, "mirror half of the images horizontally")
+    color: Literal["none", "inception", "inception_fast", "jitter"] = setting(
+        "none", "color changes: TensorFlow's Inception, TF-Slim's fast mode, or torchvision's ColorJitter"
+    )
+    brightness: float = setting(0.4, "jitter: strength, 0 = unchanged", ge=0)
+    contrast: float = setting(0.4, "jitter: strength, 0 = unchanged", ge=0)
+    saturation: float = setting(0.4, "jitter: strength, 0 = unchanged", ge=0)
+    hue: float = setting(0.0, "jitter: largest turn of the hue, 0 = unchanged", ge=0, le=0.5)
+    mixup_alpha: float = setting(0.0, "mixup: parameter of the Beta distribution of the shares, 0 = off", ge=0)
+    cutmix_alpha: float = setting(0.0, "cutmix: parameter of the Beta distribution of the shares, 0 = off", ge=0)
 
     @property
     def mixes(self) -> bool:
-        """Whether images are mixed, so that the batch must have an even size."""
+        """Whether pairs of images are mixed, so that the batch must have an even size."""
         return self.mixup_alpha > 0 or self.cutmix_alpha > 0
 
     def __call__(
@@ -71,7 +51,7 @@ class Augmentation:
           (images, targets) of the same shapes.
 
         Raises:
-          ValueError: for colours of images without three channels, or mixtures of an odd batch.
+          ValueError: for colors of images without three channels, or mixtures of an odd batch.
         """
         if self.color != "none" and images.shape[-1] != 3:
             raise ValueError(f"color = {self.color!r}: must be 'none' for images of {images.shape[-1]} channels")
@@ -118,7 +98,7 @@ def random_flip(images: jax.Array, keys: jax.Array) -> jax.Array:
 
 
 def inception_color(images: jax.Array, keys: jax.Array, *, fast: bool = False) -> jax.Array:
-    """The colours of TensorFlow's Inception training.
+    """The colors of TensorFlow's Inception training.
 
     Brightness +- 32/255, saturation times [0.5, 1.5], hue +- 0.2 turns, contrast times [0.5, 1.5]; contrast comes
     last or, with probability 1/2, before saturation. In between nothing is clipped.
@@ -193,7 +173,7 @@ def adjust_hue(images: jax.Array, shift: jax.Array) -> jax.Array:
 def color_jitter(
     images: jax.Array, keys: jax.Array, brightness: float, contrast: float, saturation: float, hue: float
 ) -> jax.Array:
-    """The colours of torchvision's ColorJitter: in random order the four functions below, clipped after each.
+    """The colors of torchvision's ColorJitter: in random order the four functions below, clipped after each.
 
     The factors are uniform in [max(0, 1 - strength), 1 + strength], the shift of the hue in [-hue, hue]. As in
     torchvision, what has the strength 0 is left out.

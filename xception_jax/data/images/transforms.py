@@ -1,25 +1,26 @@
-"""From an image of any size to the model's, on the host: uint8 in and out. The rest happens on the device."""
+"""Transforms of the host: from an image of any size to the model's, uint8 in and out."""
 
 import dataclasses
 import math
 from typing import Any
 
-import grain
 import numpy as np
 
+from xception_jax.data.images.decoding import decode
 from xception_jax.data.images.randaugment import rand_augment
 from xception_jax.data.images.resizing import Box, evaluation_image, resize
 
-CROPS = ("none", "pad", "random_resized")
+TRAIN_CROPS = ("none", "pad", "random_resized")
 INCEPTION_METHODS = ("bilinear", "nearest", "bicubic", "area")
 
 
 def random_box(
     height: int, width: int, rng: np.random.Generator, *, area: tuple[float, float], aspect: tuple[float, float]
 ) -> Box:
-    """A box with a share of the image's area drawn from `area`, and an aspect ratio (width / height), log-uniform.
+    """A random box of an image (Szegedy et al. 2015, section 6).
 
-    Szegedy et al. 2015, section 6. After ten boxes that do not fit: the largest central one within `aspect`.
+    Its share of the image's area is uniform in `area`, its aspect ratio (width / height) log-uniform in `aspect`.
+    After ten boxes that do not fit into the image, the largest central one within `aspect` is taken.
     """
     for _ in range(10):
         target = height * width * rng.uniform(*area)
@@ -34,32 +35,48 @@ def random_box(
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EvaluationTransform(grain.transforms.Map):
-    """What an evaluation shows of an image; see `resizing.evaluation_image`."""
+class Decode:
+    """Decodes the image of an example if it is encoded; see `decoding.decode`."""
+
+    orientation: bool
+    background: str
+
+    def __call__(self, example: dict[str, Any]) -> dict[str, np.ndarray]:
+        """{"image": bytes or uint8[H, W, C], ...} -> {"image": uint8[H, W, C]}."""
+        image = example["image"]
+        if isinstance(image, bytes):
+            image = decode(image, name="", orientation=self.orientation, background=self.background)
+        return {"image": image}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluationTransform:
+    """Crops and resizes an image for evaluation; see `resizing.evaluation_image`."""
 
     image_size: int
     crop: str
     crop_fraction: float
     resize: str
 
-    def map(self, element: dict[str, Any]) -> dict[str, Any]:
+    def __call__(self, example: dict[str, Any]) -> dict[str, Any]:
         """{"image": uint8[H, W, C], ...} -> {"image": uint8[size, size, C], ...}."""
-        return element | {"image": evaluation_image(element["image"], **dataclasses.asdict(self))}
+        return example | {"image": evaluation_image(example["image"], **dataclasses.asdict(self))}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainTransform(grain.transforms.RandomMap):
-    """The part of the augmentation that needs the whole image, or OpenCV; `augment.Augmentation` does the rest.
+class TrainTransform:
+    """The part of the augmentation that needs the whole image, or OpenCV; `augment.Augmentation` is the other
+    part.
 
     Attributes:
       image_size: in pixels.
       resize: a method of `resizing.resize`, or "inception": one of `INCEPTION_METHODS` at random.
-      crop: "none": the whole image, resized. "pad": resized, zeros on all sides, cut back at random.
-        "random_resized": a random box, resized.
+      crop: "none": the whole image is resized. "pad": it is resized, padded with zeros on all sides, and cut back
+        at random. "random_resized": a random box is resized.
       pad_pixels: on each side, for "pad".
       area: smallest and largest share of the image's area, for "random_resized" (0.05 to 1 in TensorFlow's
         Inception).
-      aspect: smallest and largest ratio of width to height of the box, likewise.
+      aspect: smallest and largest ratio of width to height of the box, for "random_resized".
       randaugment_ops, randaugment_magnitude: see `randaugment.rand_augment`; 0 operations = none.
     """
 
@@ -73,24 +90,21 @@ class TrainTransform(grain.transforms.RandomMap):
     randaugment_magnitude: float = 9.0
 
     def __post_init__(self):
-        if self.crop not in CROPS:
-            raise ValueError(f"crop = {self.crop!r}: choose one of {CROPS}")
+        if self.crop not in TRAIN_CROPS:
+            raise ValueError(f"crop = {self.crop!r}: choose one of {TRAIN_CROPS}")
 
-    def random_map(self, element: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-        """{"image": uint8[H, W, C], ...} -> {"image": uint8[size, size, C], "seed": uint32[], ...}.
-
-        The seed is that of the image's augmentation on the device.
-        """
-        image, size, box = element["image"], self.image_size, None
+    def __call__(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        """{"image": uint8[H, W, C], ...} -> {"image": uint8[size, size, C], ...}."""
+        image, size, box = example["image"], self.image_size, None
         if self.crop == "random_resized":
             box = random_box(*image.shape[:2], rng, area=self.area, aspect=self.aspect)
         method = INCEPTION_METHODS[rng.integers(4)] if self.resize == "inception" else self.resize
-        image = resize(image, (size, size), method=method, box=box)
+        image = resize(image, (size, size), method=method, box=box)  # [size, size, C]
         if self.crop == "pad":
             pad = self.pad_pixels
             image = np.pad(image, ((pad, pad), (pad, pad), (0, 0)))  # [size + 2 pad, size + 2 pad, C]
             top, left = rng.integers(2 * pad + 1, size=2)
-            image = image[top : top + size, left : left + size]
+            image = image[top : top + size, left : left + size]  # [size, size, C]
         if self.randaugment_ops:
             image = rand_augment(image, rng, num_ops=self.randaugment_ops, magnitude=self.randaugment_magnitude)
-        return element | {"image": image, "seed": rng.integers(2**32, dtype=np.uint32)}
+        return example | {"image": image}

@@ -1,77 +1,66 @@
-"""A table of pictures: a CSV or JSONL file of paths and labels."""
+"""A table of images: a CSV or JSONL file of paths and labels."""
 
 import csv
+import functools
 import json
 import math
 import os
 import pathlib
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from xception_jax.data.dataset import Dataset, ImageFiles
-from xception_jax.data.sources.folder import is_held_out, missing_classes
+from xception_jax.data.sources.folder import Refusal, is_held_out, missing_classes
+from xception_jax.errors import SettingError
 
 SEPARATOR = ";"
+Images = list[tuple[str, tuple[int, ...]]]  # paths, and labels in ascending order
 
 
 def load(root: str | pathlib.Path, *, classes: str | None, holdout: float) -> Dataset:
-    """Pictures with one label or several, as Open Images and JFT have them.
+    """Images with one label or several, as in Open Images and JFT.
 
     A CSV file has a header line with the columns `path`, and `label` or `labels` (separated by semicolons, perhaps
-    none); a JSONL file has an object a line with the same keys, `labels` a list. A further column, `split`, says
-    train or val. Paths are relative to the file.
+    none); a JSONL file has an object in each line with the same keys, `labels` a list. A further column, `split`,
+    says train or val. Other columns are ignored. Paths are relative to the folder of the file.
 
     Args:
       root: the .csv or .jsonl file.
       classes: a CSV file with the column `class` and, if some classes matter more than others, `weight`; it fixes
         their order. None: all labels that occur, sorted, each of weight 1.
-      holdout: without the column `split`, share of the pictures for validation, by a hash of their path.
+      holdout: share of the images without `split` that goes to validation, chosen by a hash of their path.
 
     Raises:
-      ValueError: for a file that is missing or not of this form; the line is named.
+      SettingError: for a file that is missing or not of this form (naming the line), or with one class only.
     """
     root = pathlib.Path(root)
-    where = f"root = {str(root)!r}"
-    rows = list(_rows(root, where))
-    if not rows:
-        raise ValueError(f"{where}: has no rows; add a line for each picture")
-    multilabel = "labels" in rows[0][1] if isinstance(rows[0][1], dict) else False
-    parsed = [_parse(row, multilabel, f"{where}: line {line}") for line, row in rows]
-    names, weights = _read_classes(classes) if classes else (sorted({n for _, ns, _ in parsed for n in ns}), None)
-    number = {name: index for index, name in enumerate(names)}
-    parts: dict[str, list[tuple[str, tuple[int, ...]]]] = {"train": [], "val": []}
-    for (line, _), (path, labels, split) in zip(rows, parsed, strict=True):
-        if unknown := [label for label in labels if label not in number]:
-            raise ValueError(f"{where}: line {line}: {unknown[0]!r} is not in data.classes = {classes!r}; add it")
-        part = split or ("val" if is_held_out(path, holdout) else "train")
-        parts[part].append((path, tuple(sorted({number[label] for label in labels}))))
-    if twice := {path for path, _ in parts["train"]} & {path for path, _ in parts["val"]}:
-        raise ValueError(f"{where}: {min(twice)!r} is in train and in val; keep one")
-    for part, pictures in parts.items():
-        if not pictures:
-            raise ValueError(f"{where}: no pictures for {part}; add some, or change data.holdout")
-    _check_files(root.parent, [path for path, _, _ in parsed], where)
-    train, validation = (_files(root.parent, pictures, multilabel) for pictures in parts.values())
-    notes = [*missing_classes(names, *([n for _, ns in pictures for n in ns] for pictures in parts.values()))]
-    if held_out := sum(split is None for _, _, split in parsed):
+    refusal = functools.partial(SettingError, "root", str(root))
+    table = list(_rows(root, refusal))
+    if not table:
+        raise refusal("has no rows; add a line for each image")
+    multilabel = "labels" in table[0][1] if isinstance(table[0][1], dict) else False
+    rows = [_parse(line, row, multilabel, refusal) for line, row in table]
+    names, weights = _read_classes(classes) if classes else (sorted({n for row in rows for n in row.labels}), None)
+    if len(names) < 2 and not multilabel:
+        setting = ("classes", classes) if classes else ("root", str(root))
+        raise SettingError(*setting, f"a classifier needs two classes or more, and {names[0]!r} is the only one")
+    parts = _sort(rows, names, holdout, refusal)
+    _check_files(root.parent, [row.path for row in rows], refusal)
+    train, validation = (_files(root.parent, images, multilabel) for images in parts.values())
+    notes = [*missing_classes(names, *([n for _, ns in images for n in ns] for images in parts.values()))]
+    if held_out := sum(row.split is None for row in rows):
         notes.append(f"{held_out} rows without split: {holdout:.0%} held out, chosen by a hash of their path")
     return Dataset(
         train, validation, tuple(names), multilabel=multilabel, class_weights=weights, notes=tuple(notes)
     )
 
 
-def _files(folder: pathlib.Path, pictures: Sequence[tuple[str, tuple[int, ...]]], multilabel: bool) -> ImageFiles:
-    labels = [labels for _, labels in pictures]
-    if not multilabel:
-        labels = np.array([label for (label,) in labels], np.int32)
-    return ImageFiles.make(folder, [path for path, _ in pictures], labels)
-
-
-def _rows(path: pathlib.Path, where: str) -> Iterator[tuple[int, dict]]:
+def _rows(path: pathlib.Path, refusal: Refusal) -> Iterator[tuple[int, dict]]:
     """(line number, row) of a CSV or JSONL file."""
     if path.suffix not in (".csv", ".jsonl"):
-        raise ValueError(f"{where}: a manifest is a .csv or .jsonl file")
+        raise refusal("a manifest is a .csv or .jsonl file")
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             if path.suffix == ".csv":
@@ -80,17 +69,23 @@ def _rows(path: pathlib.Path, where: str) -> Iterator[tuple[int, dict]]:
             else:
                 yield from ((number, json.loads(line)) for number, line in enumerate(file, 1) if line.strip())
     except (csv.Error, ValueError) as error:  # of json and of the encoding too
-        raise ValueError(f"{where}: is not a well-formed {path.suffix} file: {error}") from error
+        raise refusal(f"is not a well-formed {path.suffix} file: {error}") from error
     except OSError as error:
-        raise ValueError(f"{where}: {error.strerror}; name a .csv or .jsonl file") from error
+        raise refusal(f"{error.strerror}; name a .csv or .jsonl file") from error
 
 
-def _parse(row: dict, multilabel: bool, where: str) -> tuple[str, list[str], str | None]:
-    """(path, labels, split) of a row."""
+class _Row(NamedTuple):
+    line: int
+    path: str
+    labels: list[str]
+    split: str | None
+
+
+def _parse(line: int, row: dict, multilabel: bool, refusal: Refusal) -> _Row:
     column = "labels" if multilabel else "label"
     if not isinstance(row, dict) or None in row or not row.get("path") or row.get(column) is None:
-        raise ValueError(
-            f"{where}: needs 'path' and {column!r}, and no more columns than the header; it has {row}"
+        raise refusal(
+            f"line {line}: needs 'path' and {column!r}, and no more columns than the header; it has {row}"
         )
     labels = row[column] if multilabel else [row[column]]
     if multilabel and isinstance(labels, str):
@@ -98,38 +93,60 @@ def _parse(row: dict, multilabel: bool, where: str) -> tuple[str, list[str], str
     if not isinstance(labels, list) or not all(
         isinstance(label, str | int) and str(label).strip() for label in labels
     ):
-        raise ValueError(f"{where}: {column} = {row[column]!r}; write a name{' or a list of them' * multilabel}")
-    labels = [str(label).strip() for label in labels]
+        kind = "a list of names" if multilabel else "a name"
+        raise refusal(f"line {line}: {column} = {row[column]!r}; write {kind}")
     split = row.get("split") or None
     if split not in (None, "train", "val"):
-        raise ValueError(f"{where}: split = {split!r}; write train or val")
-    return str(row["path"]), labels, split
+        raise refusal(f"line {line}: split = {split!r}; write train or val")
+    return _Row(line, str(row["path"]), [str(label).strip() for label in labels], split)
 
 
 def _read_classes(path: str) -> tuple[list[str], tuple[float, ...] | None]:
-    """Names and, if there is such a column, weights."""
-    where = f"classes = {path!r}"
+    """Names, and weights unless all are 1."""
+    refusal = functools.partial(SettingError, "classes", path)
     if pathlib.Path(path).suffix != ".csv":
-        raise ValueError(f"{where}: must be a .csv file with the column 'class' and perhaps 'weight'")
+        raise refusal("must be a .csv file with the column 'class' and perhaps 'weight'")
     names, weights = [], []
-    for line, row in _rows(pathlib.Path(path), where):
+    for line, row in _rows(pathlib.Path(path), refusal):
         try:
             names.append(row["class"])
             weights.append(float(row.get("weight", 1.0)))
         except (KeyError, TypeError, ValueError) as error:
-            reason = f"needs 'class' and a number as 'weight'; it has {row}"
-            raise ValueError(f"{where}: line {line}: {reason}") from error
+            raise refusal(f"line {line}: needs 'class' and a number as 'weight'; it has {row}") from error
         if not 0 <= weights[-1] < math.inf:
-            raise ValueError(f"{where}: line {line}: weight {weights[-1]}; write a number from 0 on")
+            raise refusal(f"line {line}: weight {weights[-1]}; write a number, at least 0")
     if not names or len(set(names)) < len(names):
-        raise ValueError(f"{where}: names {'a class twice' if names else 'no class'}; mend it")
+        raise refusal(f"names {'a class twice' if names else 'no class'}; correct it")
     return names, tuple(weights) if set(weights) != {1.0} else None
 
 
-def _check_files(folder: pathlib.Path, paths: Sequence[str], where: str) -> None:
-    missing = [path for path in paths if not os.access(os.path.join(folder, path), os.R_OK)]
-    if missing:
-        raise ValueError(
-            f"{where}: {len(missing)} of its {len(paths)} files cannot be opened, the first is {missing[0]!r};"
-            f" paths are relative to {str(folder)!r}"
+def _sort(rows: Sequence[_Row], names: Sequence[str], holdout: float, refusal: Refusal) -> dict[str, Images]:
+    """The images of "train" and "val"."""
+    number = {name: index for index, name in enumerate(names)}
+    parts: dict[str, Images] = {"train": [], "val": []}
+    for row in rows:
+        if unknown := [label for label in row.labels if label not in number]:
+            raise refusal(f"line {row.line}: {unknown[0]!r} is not in the file of classes; add it there")
+        part = row.split or ("val" if is_held_out(row.path, holdout) else "train")
+        parts[part].append((row.path, tuple(sorted({number[label] for label in row.labels}))))
+    if twice := {path for path, _ in parts["train"]} & {path for path, _ in parts["val"]}:
+        raise refusal(f"{min(twice)!r} is in train and in val; keep one")
+    for part, images in parts.items():
+        if not images:
+            raise refusal(f"no images for {part}; add some, or change holdout = {holdout}")
+    return parts
+
+
+def _check_files(folder: pathlib.Path, paths: Sequence[str], refusal: Refusal) -> None:
+    if missing := [path for path in paths if not os.access(os.path.join(folder, path), os.R_OK)]:
+        raise refusal(
+            f"{len(missing)} of its {len(paths)} files cannot be opened, the first is {missing[0]!r}; paths are"
+            f" relative to {str(folder)!r}"
         )
+
+
+def _files(folder: pathlib.Path, images: Images, multilabel: bool) -> ImageFiles:
+    labels = [labels for _, labels in images]
+    if not multilabel:
+        labels = np.array([label for (label,) in labels], np.int32)
+    return ImageFiles.make(folder, [path for path, _ in images], labels)

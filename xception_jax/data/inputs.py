@@ -1,0 +1,89 @@
+"""The seam between data and models: how the examples of a modality, such as images, become a model's inputs."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Protocol, Self
+
+import jax
+import numpy as np
+
+from xception_jax.data.dataset import Dataset
+from xception_jax.data.images.inputs import Images
+from xception_jax.settings import Section
+
+PyTree = Any
+Example = dict[str, Any]
+
+
+class Inputs(Protocol):
+    """How the examples of one modality become arrays; everything else in the package is independent of it.
+
+    The functions of the host must be picklable, since worker processes run them, and must not import JAX.
+
+    Attributes:
+      SETTINGS: sections of the recipe that belong to the modality: "data", which extends `pipeline.Reading`, and
+        perhaps "augment".
+      label_offset: number of leading logits that stand for no class, see `metrics.Objective`.
+      block: number of consecutive examples of a batch that `prepare` treats together, such as 2 if it mixes pairs.
+      decode: host, example of a source -> example with arrays; raises `UnreadableExample`.
+      train_transform: host, (decoded example, numpy random generator) -> example with the shapes of `spec`.
+      eval_transform: host, decoded example -> example with the shapes of `spec`.
+    """
+
+    SETTINGS: ClassVar[Mapping[str, type[Section]]]
+    label_offset: int
+    block: int
+    decode: Callable[[Example], Example]
+    train_transform: Callable[[Example, np.random.Generator], Example]
+    eval_transform: Callable[[Example], Example]
+
+    @staticmethod
+    def load(settings: Section) -> Dataset:
+        """The dataset that the "data" section names; raises SettingError."""
+
+    @staticmethod
+    def data_defaults(defaults: Mapping[str, Any]) -> dict[str, Any]:
+        """Settings of the "data" section that a model's PREPROCESSING names."""
+
+    @classmethod
+    def from_sections(
+        cls, sections: Mapping[str, Section], model_settings: Mapping[str, Any], defaults: Mapping[str, Any]
+    ) -> Self:
+        """The inputs of a run.
+
+        Args:
+          sections: of the recipe, by the names in `SETTINGS`.
+          model_settings: of the model, with what the data tells, such as {"in_channels": 3}.
+          defaults: `PREPROCESSING` of the model.
+
+        Raises:
+          SettingError: for settings that do not fit together or to the data.
+        """
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Self:
+        """The inputs that `record` describes, without augmentation."""
+
+    def record(self) -> dict[str, Any]:
+        """What JSON can hold; saved with every checkpoint."""
+
+    def spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes and types of the arrays of a global batch that `prepare` reads, without labels."""
+
+    def prepare(
+        self, batch: Mapping[str, jax.Array], targets: jax.Array, *, train: bool
+    ) -> tuple[PyTree, jax.Array]:
+        """Traced: normalizes and, with `train`, augments.
+
+        Args:
+          batch: arrays of `spec` and, with `train`, "seed" uint32[B], of each example's augmentation.
+          targets: float32[B, classes], which an augmentation may mix.
+
+        Returns:
+          (first argument of the model, targets).
+        """
+
+    def from_user(self, raw: Any) -> dict[str, np.ndarray]:
+        """What a user passes to `predict` -> arrays with the shapes of `spec`; raises ValueError."""
+
+
+INPUTS: dict[str, type[Inputs]] = {"images": Images}  # by the modality that a model names

@@ -1,0 +1,193 @@
+"""A recipe made concrete: its dataset, inputs, objective and layout, which training and evaluation share."""
+
+import dataclasses
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.experimental import multihost_utils
+
+from xception_jax import metrics, models, sharding
+from xception_jax.data import pipeline
+from xception_jax.data.dataset import Dataset, Source
+from xception_jax.data.inputs import INPUTS, Inputs
+from xception_jax.errors import SettingError, UserError
+from xception_jax.recipe import Recipe
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What is learnt, from which data, on which devices.
+
+    Attributes:
+      recipe: with what only the data tells, such as the number of classes.
+      dataset: training and validation examples.
+      inputs: how examples become the model's inputs.
+      objective: loss and metrics.
+      layout: where arrays live.
+    """
+
+    recipe: Recipe
+    dataset: Dataset
+    inputs: Inputs
+    objective: metrics.Objective
+    layout: sharding.Layout
+
+    def create_model(self, key: jax.Array) -> nnx.Module:
+        """The recipe's model with parameters drawn from `key`."""
+        return models.create_model(self.recipe.model_name, rngs=nnx.Rngs(key), **self.recipe.model_settings)
+
+    def abstract_model(self) -> nnx.Module:
+        """The model without arrays."""
+        return nnx.eval_shape(lambda: self.create_model(jax.random.key(0)))
+
+    @property
+    def eval_batch_size(self) -> int:
+        """The recipe's, rounded up to a multiple of the number of devices."""
+        return self.layout.round_up(self.recipe.eval_batch_size)
+
+    def batch_spec(self, batch_size: int, *, train: bool) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes, types and shardings of the arrays of a global batch."""
+        shapes = dict(self.inputs.spec(batch_size))
+        classes = (len(self.dataset.class_names),) if self.dataset.multilabel else ()
+        shapes["label"] = jax.ShapeDtypeStruct((batch_size, *classes), np.uint8 if classes else np.int32)
+        others = {"seed": np.uint32, "unreadable": np.int32} if train else {"mask": np.float32}
+        shapes |= {name: jax.ShapeDtypeStruct((batch_size,), dtype) for name, dtype in others.items()}
+        return {
+            name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.layout.of_batch(name, len(x.shape)))
+            for name, x in shapes.items()
+        }
+
+    def reader(self, source: Source, *, substitute: bool = False) -> pipeline.Reader:
+        """Reads and decodes the examples of a source."""
+        classes = len(self.dataset.class_names) if self.dataset.multilabel else None
+        return pipeline.Reader(source, self.inputs.decode, classes=classes, substitute=substitute)
+
+    def train_batches(self, start_step: int) -> Iterator[pipeline.Batch]:
+        """This host's share of the training batches from `start_step` on; see `pipeline.train_batches`."""
+        return pipeline.train_batches(
+            self.reader(self.dataset.train, substitute=True),
+            self.inputs.train_transform,
+            batch_size=self.recipe.batch_size,
+            seed=self.recipe.seed,
+            start_step=start_step,
+            **self._reading,
+        )
+
+    def evaluation_batches(self) -> Iterator[pipeline.Batch]:
+        """This host's share of the validation batches; see `pipeline.evaluation_batches`."""
+        return pipeline.evaluation_batches(
+            self.reader(self.dataset.validation),
+            self.inputs.eval_transform,
+            batch_size=self.eval_batch_size,
+            **self._reading,
+        )
+
+    @property
+    def _reading(self) -> dict[str, int]:
+        return {
+            "num_threads": self.recipe.data.num_threads,
+            "num_workers": self.recipe.data.num_workers,
+            "process_index": jax.process_index(),
+            "process_count": jax.process_count(),
+        }
+
+
+def build(recipe: Recipe) -> Task:
+    """Loads the dataset, lays out the devices, and checks the recipe against both.
+
+    Raises:
+      SettingError: for a setting that does not fit the data, the devices or the model.
+      UserError: if the hosts see different data.
+    """
+    cls = models.model_class(recipe.model_name)
+    modality = INPUTS[cls.INPUTS]
+    try:
+        dataset = load_dataset(recipe)
+        _check_hosts(dataset)
+        recipe = _with_data(recipe, dataset)
+        inputs = modality.from_sections(recipe.sections(), recipe.model_settings, cls.PREPROCESSING)
+        objective = _objective(recipe, dataset, inputs)
+        layout = sharding.make_layout(recipe.mesh.model, num_classes=objective.num_classes)
+        task = Task(recipe, dataset, inputs, objective, layout)
+        _check_model(task)
+    except SettingError as error:
+        raise error.within("config") from None
+    return task
+
+
+def load_dataset(recipe: Recipe) -> Dataset:
+    """The examples of a recipe, to train on and held out; raises SettingError."""
+    modality = INPUTS[models.model_class(recipe.model_name).INPUTS]
+    try:
+        return modality.load(recipe.data)
+    except SettingError as error:
+        raise error.within("data") from None
+    except OSError as error:
+        raise SettingError("data.root", getattr(recipe.data, "root", None), str(error)) from None
+
+
+def _check_hosts(dataset: Dataset) -> None:
+    """Raises UserError, on all hosts, unless they see the same examples: their steps would not be the same."""
+    if jax.process_count() == 1:
+        return
+    own = np.frombuffer(bytes.fromhex(dataset.fingerprint()), np.uint8)
+    lengths = np.array([len(dataset.train), len(dataset.validation)], np.int32)
+    prints, counts = multihost_utils.process_allgather((own, lengths))  # [hosts, 8], [hosts, 2]
+    if (prints != prints[0]).any():
+        raise UserError(
+            f"config.data.root: the hosts see different data, {counts[:, 0].tolist()} examples to train on and"
+            f" {counts[:, 1].tolist()} to evaluate; give all of them the same files"
+        )
+
+
+def _with_data(recipe: Recipe, dataset: Dataset) -> Recipe:
+    """The recipe with the settings of the model that the data tells; SettingError where they contradict it."""
+    offset = getattr(recipe.data, "label_offset", 0)
+    values = {"num_classes": len(dataset.class_names) + offset, **dataset.model_settings}
+    defaults = models.model_config(recipe.model_name).model_dump()
+    model = dict(recipe.model)
+    for name, value in model.items():
+        told = values.get(name, defaults[name] if value is None and name in defaults else value)
+        if value is None and name in defaults and defaults[name] is not None:
+            model[name] = told
+        elif name in values and value != told:
+            raise SettingError(
+                f"model.{name}",
+                value,
+                f"the data ({recipe.data.name}) has {told}; pass --config.model.{name}={told}",
+            )
+    if recipe.label_smoothing and dataset.multilabel:
+        raise SettingError(
+            "label_smoothing",
+            recipe.label_smoothing,
+            f"is for one label per example, and {recipe.data.name} has several; pass --config.label_smoothing=0",
+        )
+    return recipe.model_copy(update={"model": model})
+
+
+def _objective(recipe: Recipe, dataset: Dataset, inputs: Inputs) -> metrics.Objective:
+    weights = dataset.class_weights
+    return metrics.Objective(
+        num_classes=recipe.model["num_classes"],
+        multilabel=dataset.multilabel,
+        label_offset=inputs.label_offset,
+        label_smoothing=recipe.label_smoothing,
+        class_weights=None if weights is None else (0.0,) * inputs.label_offset + tuple(weights),
+        weighted_loss=recipe.weighted_loss,
+    )
+
+
+def _check_model(task: Task) -> None:
+    """Raises SettingError where the model cannot take the inputs."""
+    objective, batch = task.objective, task.batch_spec(1, train=False)
+
+    def logits(model, batch):
+        inputs, _ = task.inputs.prepare(batch, objective.targets(batch["label"]), train=False)
+        return model(inputs)
+
+    try:
+        nnx.eval_shape(logits, task.abstract_model(), batch)
+    except models.ImageSizeError as error:
+        raise SettingError("data.image_size", task.recipe.data.image_size, error.remedy) from None
