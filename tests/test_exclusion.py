@@ -5,14 +5,15 @@ import pytest
 from PIL import Image
 
 from xception_jax import data
+from xception_jax.errors import SettingError
 
 NUMBERS = (1, 2, 36, 50000)
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """Two classes; the validation pictures are named as those of ILSVRC."""
-    root = tmp_path_factory.mktemp("pictures")
+    """Two classes; the validation images are named as those of ILSVRC."""
+    root = tmp_path_factory.mktemp("images")
     for place, number in enumerate(NUMBERS):
         for split, name in (("train", f"n{number}"), ("val", f"ILSVRC2012_val_{number:08d}")):
             path = root / split / ("cat", "dog")[place % 2] / f"{name}.JPEG"
@@ -66,7 +67,9 @@ def test_of_equal_names_the_one_in_the_listed_folder_is_left_out(tmp_path):
     (left,) = (dataset.validation.name(index) for index in range(len(dataset.validation)))
     assert left.endswith("val/cat/1.png")
     listed.write_text("1.png")
-    with pytest.raises(ValueError, match=r"lists '1', which is '.*cat/1' or '.*dog/1'; write it with its folder"):
+    with pytest.raises(
+        SettingError, match=r"lists '1', which is '.*cat/1' or '.*dog/1'; write it with its folder"
+    ):
         data.load("folder", root=str(tmp_path), eval_exclude=str(listed))
 
 
@@ -83,16 +86,16 @@ def test_the_batches_of_training_stay(load, root):
     ],
 )
 def test_a_wrong_list_is_refused(load, text, message):
-    with pytest.raises(ValueError, match=f"eval_exclude = .*{message}"):
+    with pytest.raises(SettingError, match=f"eval_exclude = .*{message}"):
         load(text)
 
 
 def test_a_missing_list_is_refused(root):
-    with pytest.raises(ValueError, match="eval_exclude = 'nowhere': cannot be read"):
+    with pytest.raises(SettingError, match="eval_exclude = 'nowhere': cannot be read"):
         data.load("folder", root=str(root), eval_exclude="nowhere")
 
 
 def test_images_without_files_cannot_be_listed(tmp_path):
     (tmp_path / "list").write_text("1")
-    with pytest.raises(ValueError, match="come from no files"):
+    with pytest.raises(SettingError, match="come from no files"):
         data.load("digits", eval_exclude=str(tmp_path / "list"))

@@ -13,8 +13,10 @@ from sklearn.datasets import load_digits
 
 from xception_jax import data
 from xception_jax.data.dataset import UnreadableExample
+from xception_jax.data.images.decoding import decode
 from xception_jax.data.sources.builtin import CANVAS
 from xception_jax.data.sources.folder import is_held_out
+from xception_jax.errors import SettingError
 
 COLORS = {"ant": (250, 10, 20), "bee": (30, 200, 40), "cat": (60, 70, 180)}
 
@@ -23,9 +25,9 @@ def examples(source):
     return [source[i] for i in range(len(source))]
 
 
-def pictures(source):
-    """Decoded, with labels."""
-    return examples(data.Reader(source))
+def decoded(source):
+    """Pixels, with labels."""
+    return [example | {"image": decode(example["image"], name="x")} for example in examples(source)]
 
 
 class TestDigits:
@@ -110,21 +112,21 @@ class TestFolder:
         dataset = load_folder(write_tree(tmp_path))
         assert dataset.class_names == ("ant", "bee", "cat") and dataset.model_settings == {} and not dataset.notes
         for source in (dataset.train, dataset.validation):
-            found = pictures(source)
+            found = decoded(source)
             assert [int(e["label"]) for e in found] == [0, 1, 2]
             for example, color in zip(found, COLORS.values(), strict=True):
                 np.testing.assert_array_equal(example["image"], np.full((4, 6, 3), color, np.uint8), strict=True)
         assert dataset.train.name(1) == str(tmp_path / "train" / "bee" / "0.png")
 
     @pytest.mark.parametrize("splits", [(), ("train",)])
-    def test_without_validation_pictures_some_are_held_out(self, tmp_path, splits):
+    def test_without_validation_images_some_are_held_out(self, tmp_path, splits):
         dataset = load_folder(write_tree(tmp_path, splits=splits, count=40), holdout=0.25)
         parts = [{source.name(i) for i in range(len(source))} for source in (dataset.train, dataset.validation)]
         assert not parts[0] & parts[1] and len(parts[0] | parts[1]) == 120
         assert 15 <= len(parts[1]) <= 45  # three standard deviations around 30
         assert "25%" in dataset.notes[0]
 
-    def test_what_is_held_out_stays_when_pictures_are_added(self, tmp_path):
+    def test_what_is_held_out_stays_when_images_are_added(self, tmp_path):
         before = load_folder(write_tree(tmp_path, splits=(), count=20)).validation
         after = load_folder(write_tree(tmp_path, splits=(), count=40)).validation
         names = [{source.name(i) for i in range(len(source))} for source in (before, after)]
@@ -138,7 +140,7 @@ class TestFolder:
     def test_what_is_left_out_is_told(self, tmp_path):
         write_tree(tmp_path)
         bee = tmp_path / "train" / "bee"
-        (bee / "notes.txt").write_text("no picture")
+        (bee / "notes.txt").write_text("no image")
         (bee / "gone.jpg").symlink_to("nowhere.jpg")
         (bee / ".hidden.png").write_text("of no interest")
         dataset = load_folder(tmp_path)
@@ -147,7 +149,7 @@ class TestFolder:
         assert "train/bee/notes.txt" in told and "train/bee/gone.jpg" in told and "hidden" not in told
 
     def test_links_are_followed_but_not_in_circles(self, tmp_path):
-        root = write_tree(tmp_path / "pictures")
+        root = write_tree(tmp_path / "images")
         elsewhere = tmp_path / "elsewhere" / "deep"
         elsewhere.mkdir(parents=True)
         Image.new("RGB", (3, 3)).save(elsewhere / "SCAN.JPG")
@@ -156,9 +158,9 @@ class TestFolder:
         (root / "train" / "cat" / "one.png").symlink_to(elsewhere / "SCAN.JPG")
         train = load_folder(root).train
         assert [int(label) for label in train.labels] == [0, 1, 1, 2, 2]
-        assert len(pictures(train)) == 5
+        assert len(decoded(train)) == 5
 
-    def test_classes_without_validation_pictures_are_told(self, tmp_path):
+    def test_classes_without_validation_images_are_told(self, tmp_path):
         write_tree(tmp_path)
         (tmp_path / "val" / "cat" / "0.png").unlink()
         assert "cat" in load_folder(tmp_path).notes[0]
@@ -168,9 +170,9 @@ class TestFolder:
         [
             (("val",), COLORS, None, "holds val and no train/"),
             (("train",), COLORS, ("val", "ant"), r"classes bee, cat are in only one"),
-            (("train", "val"), COLORS, ("train", "dog"), "class 'dog': no pictures"),
-            (("train",), (), None, "has no folders"),
-            ((), ("ant",), None, "no pictures for val"),
+            (("train", "val"), COLORS, ("train", "dog"), "class 'dog': no images"),
+            (("train",), (), None, "train has no folders; .* if it is a class itself, name its parent"),
+            ((), ("ant", "bee"), None, "no images for val; .* holdout = 0.0"),
         ],
     )
     def test_folders_of_another_form_are_refused(self, tmp_path, splits, classes, spoil, message):
@@ -179,34 +181,46 @@ class TestFolder:
         write_tree(tmp_path, splits, classes)
         if spoil:
             (tmp_path / spoil[0] / spoil[1]).mkdir(parents=True)
-        with pytest.raises(ValueError, match=rf"^root = '.*': .*{message}"):
+        with pytest.raises(SettingError, match=rf"^root = '.*': .*{message}"):
             load_folder(tmp_path, holdout=0.0)
+
+    @pytest.mark.parametrize("splits", [(), ("train", "val")])
+    def test_one_class_is_too_few_for_a_classifier(self, tmp_path, splits):
+        write_tree(tmp_path, splits, ("ant",), count=30)
+        with pytest.raises(SettingError, match=r"two classes or more, .* 'ant'; .*name its parent$") as caught:
+            load_folder(tmp_path)
+        assert (caught.value.setting, caught.value.value) == ("root", str(tmp_path))
+
+    def test_the_folder_of_one_class_is_told_from_one_of_classes(self, tmp_path):
+        write_tree(tmp_path, ())
+        with pytest.raises(SettingError, match=r"^root = '.*ant': .*has no folders; .*name its parent$"):
+            load_folder(tmp_path / "ant")
 
     def test_folders_of_splits_by_other_names_are_no_classes(self, tmp_path):
         for split in ("Train", "Val"):
             write_tree(tmp_path, (split,))
-        with pytest.raises(ValueError, match=r"holds Train, Val and no train/"):
+        with pytest.raises(SettingError, match=r"holds Train, Val and no train/"):
             load_folder(tmp_path)
 
-    def test_a_class_called_train_is_not_taken_for_the_training_pictures(self, tmp_path):
+    def test_a_class_called_train_is_not_taken_for_the_training_images(self, tmp_path):
         write_tree(tmp_path, ())
         write_tree(tmp_path, ("train",))
-        with pytest.raises(ValueError, match=r"ant, bee, cat lie beside train/"):
+        with pytest.raises(SettingError, match=r"ant, bee, cat lie beside train/"):
             load_folder(tmp_path)
 
-    def test_test_pictures_and_loose_files_are_left_out_and_told(self, tmp_path):
+    def test_test_images_and_loose_files_are_left_out_and_told(self, tmp_path):
         write_tree(tmp_path, ("train", "val", "test"))
         (tmp_path / "loose.png").write_bytes(b"")
         dataset = load_folder(tmp_path)
         assert (len(dataset.train), len(dataset.validation)) == (3, 3)
         assert "test" in dataset.notes[0] and "loose.png" in dataset.notes[1]
 
-    def test_classes_without_training_pictures_are_told(self, tmp_path):
+    def test_classes_without_training_images_are_told(self, tmp_path):
         write_tree(tmp_path, (), count=9)
         held_out = next(i for i in range(9) if is_held_out(f"cat/{i}.png", 0.5))
         for i in set(range(9)) - {held_out}:
             (tmp_path / "cat" / f"{i}.png").unlink()
-        assert "1 classes have no training pictures: cat" in load_folder(tmp_path, holdout=0.5).notes
+        assert "1 classes have no training images: cat" in load_folder(tmp_path, holdout=0.5).notes
 
     def test_the_fingerprint_tells_data_apart_but_not_places(self, tmp_path):
         one = load_folder(write_tree(tmp_path / "one")).fingerprint()
@@ -216,10 +230,10 @@ class TestFolder:
         assert data.load("digits").fingerprint() == data.load("digits").fingerprint()
 
     def test_a_missing_folder_is_named(self, tmp_path):
-        with pytest.raises(ValueError, match=r"nowhere.*no such folder"):
+        with pytest.raises(SettingError, match=r"nowhere.*no such folder"):
             load_folder(tmp_path / "nowhere")
 
-    def test_a_picture_that_vanished_is_named(self, tmp_path):
+    def test_an_image_that_vanished_is_named(self, tmp_path):
         train = load_folder(write_tree(tmp_path)).train
         os.remove(train.name(0))
         with pytest.raises(UnreadableExample, match=r"ant/0\.png: No such file.*remove"):
@@ -231,12 +245,12 @@ class TestFolder:
 
 
 def write_manifest(folder, rows, suffix):
-    """Rows as dicts, labels as lists, with a picture for each."""
+    """Rows as dicts, labels as lists, with an image for each."""
     for row in rows:
         path = folder / row["path"]
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (5, 5)).save(path)
-    path = folder / f"pictures{suffix}"
+    path = folder / f"images{suffix}"
     if suffix == ".jsonl":
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         return path
@@ -268,8 +282,6 @@ class TestManifest:
         assert [e["label"] for e in examples(dataset.train)] == [(0, 2), (), (0,)]
         assert [e["label"] for e in examples(dataset.validation)] == [(1,)]
         assert dataset.train.name(1) == str(tmp_path / "a" / "2.png")
-        multi_hot = [list(e["label"]) for e in examples(data.Reader(dataset.train, classes=3))]
-        assert multi_hot == [[1, 0, 1], [0, 0, 0], [1, 0, 0]]
 
     def test_one_label_and_no_split(self, tmp_path, suffix):
         dataset = self.load(write_manifest(tmp_path, ONE, suffix), holdout=0.3)
@@ -292,7 +304,7 @@ class TestManifest:
     @pytest.mark.parametrize(
         "classes, message",
         [
-            ("class\ncat\ndog\n", r"line \d: 'sofa' is not in data.classes"),
+            ("class\ncat\ndog\n", r"line \d: 'sofa' is not in the file of classes"),
             ("class,weight\ncat,much\n", "classes = .*line 2: needs 'class' and a number"),
             ("class,weight\ncat,-1\n", "line 2: weight -1"),
             ("name\ncat\n", "line 2: needs 'class'"),
@@ -304,7 +316,7 @@ class TestManifest:
         path = write_manifest(tmp_path, SEVERAL, suffix)
         if classes is not None:
             (tmp_path / "classes.csv").write_text(classes)
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(SettingError, match=message):
             self.load(path, classes=str(tmp_path / "classes.csv"))
 
     @pytest.mark.parametrize(
@@ -323,10 +335,22 @@ class TestManifest:
         if suffix == ".csv":
             lines = (f"{r['path']},{';'.join(r['labels'])},{r['split']}\n" for r in rows)
             text = "path,labels,split\n" + "".join(lines)
-        path = tmp_path / f"pictures{suffix}"
+        path = tmp_path / f"images{suffix}"
         path.write_text(text)
-        with pytest.raises(ValueError, match=rf"^root = '.*{message}"):
+        with pytest.raises(SettingError, match=rf"^root = '.*{message}"):
             self.load(path)
+
+    def test_one_class_is_too_few_unless_images_may_have_none(self, tmp_path, suffix):
+        path = write_manifest(tmp_path, [row | {"label": "cat"} for row in ONE], suffix)
+        with pytest.raises(SettingError, match=r"^root = '.*': .*two classes or more, and 'cat' is the only one$"):
+            self.load(path)
+        (tmp_path / "c.csv").write_text("class\ncat\n")
+        with pytest.raises(SettingError, match=r"^classes = '.*c\.csv': .*two classes or more, and 'cat' is"):
+            self.load(path, classes=str(tmp_path / "c.csv"))
+        several = write_manifest(
+            tmp_path, [row | {"labels": ["cat"] * (row["split"] == "val")} for row in SEVERAL], suffix
+        )
+        assert self.load(several).class_names == ("cat",)
 
     def test_labels_lose_the_blanks_around_them(self, tmp_path, suffix):
         rows = [row | {"label": f" {row['label']} "} for row in ONE]
@@ -344,9 +368,9 @@ class TestManifest:
 
     @pytest.mark.parametrize("text", ['"a', "{\x00", ""])
     def test_a_file_of_another_form_is_refused(self, tmp_path, suffix, text):
-        path = tmp_path / f"pictures{suffix}"
+        path = tmp_path / f"images{suffix}"
         path.write_text(text)
-        with pytest.raises(ValueError, match=rf"^root = '.*pictures{suffix}': (is not|has no rows|line)"):
+        with pytest.raises(SettingError, match=rf"^root = '.*images{suffix}': (is not|has no rows|line)"):
             self.load(path)
 
 
@@ -363,20 +387,20 @@ class TestManifest:
     ],
 )
 def test_labels_of_another_form_are_refused(tmp_path, suffix, line):
-    path = tmp_path / f"pictures{suffix}"
+    path = tmp_path / f"images{suffix}"
     path.write_text(line + "\n")
-    with pytest.raises(ValueError, match=r"^root = .*: line \d: (needs|labels? =)"):
+    with pytest.raises(SettingError, match=r"^root = .*: line \d: (needs|labels? =)"):
         data.load("manifest", root=str(path))
 
 
 @pytest.mark.parametrize(
     "name, settings, message",
     [
-        ("pictures", {}, "name = 'pictures'.*digits.*tfds:NAME"),
+        ("images", {}, "name = 'images'.*digits.*tfds:NAME"),
         ("digit", {}, "did you mean 'digits'"),
         ("folder", {}, "root = None.*folder"),
         ("manifest", {}, "root = None.*csv"),
-        ("manifest", {"root": "pictures.txt"}, r"a manifest is a \.csv or \.jsonl"),
+        ("manifest", {"root": "images.txt"}, r"a manifest is a \.csv or \.jsonl"),
         ("digits", {"root": "/images"}, "root = '/images'.*None"),
         ("digits", {"classes": "c.csv"}, "classes = 'c.csv'.*digits"),
         ("folder", {"root": ".", "train_split": "train[:1%]"}, "train_split = 'train.*folder"),
@@ -384,7 +408,7 @@ def test_labels_of_another_form_are_refused(tmp_path, suffix, line):
     ],
 )
 def test_a_wrong_name_or_setting_is_refused(name, settings, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(SettingError, match=message):
         data.load(name, **settings)
 
 
@@ -404,6 +428,11 @@ class TestFingerprint:
 
     def test_a_folder_has_that_of_version_0_1(self, tmp_path):
         assert load_folder(write_tree(tmp_path, count=2)).fingerprint() == "1ac58de27784c175"
+
+    def test_a_folder_without_validation_images_has_that_of_version_0_1(self, tmp_path):
+        write_tree(tmp_path, (), count=9)
+        Image.new("RGB", (6, 4)).save(tmp_path / "bee" / "long name 1.png")  # held out; the longest path
+        assert load_folder(tmp_path, holdout=0.25).fingerprint() == "0bda24f7165344c2"
 
     def test_a_manifest_has_that_of_version_0_1(self, tmp_path):
         rows = [{"path": "a.png", "labels": ["x", "y"], "split": "train"}]

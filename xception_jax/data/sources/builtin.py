@@ -1,17 +1,17 @@
-"""Datasets that need no files: handwritten digits, several of them on one canvas, noise."""
+"""Datasets that need no files: handwritten digits, several digits on one canvas, and noise."""
 
 import numpy as np
 
 from xception_jax.data.dataset import ArraySource, Dataset
 
-CANVAS = 24  # pixels of a canvas of `digits_multilabel`, four cells of 12 x 12
+CANVAS = 24  # height and width of a canvas of `digits_multilabel` in pixels: four cells of 12 x 12
 
 
 def digits() -> Dataset:
-    """scikit-learn's 1,797 handwritten digits, 8x8 grey: 1,437 to train on, 360 held out, ten classes.
+    """scikit-learn's 1,797 handwritten digits, 8x8 grey, in ten classes: 1,437 for training, 360 for validation.
 
-    The test part of the UCI set of Alpaydin and Kaynak (1998), split at random with a fixed seed and equal
-    shares of the classes.
+    These are the test images of the UCI dataset of Alpaydin and Kaynak (1998), split at random with a fixed seed,
+    so that each class has the same share of both parts.
     """
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
@@ -29,9 +29,9 @@ def digits() -> Dataset:
 
 
 def digits_multilabel() -> Dataset:
-    """One to four of `digits` on a canvas of 24 x 24 pixels; the labels are the set of digits present.
+    """Canvases of 24 x 24 pixels with one to four of `digits`; the labels are the set of digits present.
 
-    8,192 canvases of the digits to train on, 1,024 of those held out, always the same ones.
+    8,192 canvases show training digits and 1,024 show validation digits; they are the same in every run.
     """
     single = digits()
     return Dataset(
@@ -44,7 +44,7 @@ def digits_multilabel() -> Dataset:
 
 
 def _compose(digits: ArraySource, count: int, *, seed: int) -> ArraySource:
-    """Each digit lies somewhere in a cell of its own."""
+    """`count` canvases; each digit has a cell of its own and lies anywhere within it."""
     rng = np.random.default_rng(seed)
     images, labels = np.zeros((count, CANVAS, CANVAS, 1), np.uint8), []
     size, cell = digits.images.shape[1], CANVAS // 2
@@ -58,7 +58,7 @@ def _compose(digits: ArraySource, count: int, *, seed: int) -> ArraySource:
 
 
 def synthetic(image_size: int) -> Dataset:
-    """Noise in 1,000 classes, to measure everything but reading: 256 images to train on, 64 to evaluate.
+    """Noise in 1,000 classes, for measuring speed without reading: 256 images for training, 64 for validation.
 
     Args:
       image_size: height and width in pixels.

@@ -16,16 +16,16 @@ ILSVRC = "ILSVRC2012_val_{:08d}"  # files of the validation images, which the of
 def exclude(dataset: Dataset, path: str | pathlib.Path) -> Dataset:
     """The dataset without the validation images that a file lists.
 
-    Chollet 2017, section 4.5.1, leaves the blacklisted images of ILSVRC 2012's validation set out of the counts; the
-    list comes with the development kit of ILSVRC 2014.
+    Chollet 2017, section 4.5.1, does not count the blacklisted images of ILSVRC 2012's validation set; the list
+    comes with the development kit of ILSVRC 2014.
 
     Args:
       path: a text file with an image in each line: a file name, with or without folders and extension, or the
         number at the end of ILSVRC2012_val_00000001.JPEG.
 
     Raises:
-      SettingError: for a list that cannot be read or is empty, that has a name which no validation image or several
-        of them have, or that names all of them.
+      SettingError: for a list that cannot be read or is empty, that names all validation images, or that has a
+        name which none or several of them have.
     """
     refusal = functools.partial(SettingError, "eval_exclude", str(path))
     source = dataset.validation
@@ -66,8 +66,8 @@ def _find(listed: set[Name], files: list[Name], refusal: Refusal) -> set[int]:
             unknown.append("/".join(name))
     if unknown:
         raise refusal(
-            f"lists {unknown[0]!r} and {len(unknown) - 1} other names that no validation image has; their names are"
-            f" like {'/'.join(files[0])!r}; give the list of these images"
+            f"lists {unknown[0]!r} and {len(unknown) - 1} other names that no validation image has; name a list of"
+            f" these images, whose names are like {'/'.join(files[0])!r}"
         )
     return found
 

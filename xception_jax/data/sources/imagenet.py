@@ -1,4 +1,4 @@
-"""ImageNet, ILSVRC 2012, in the archives it comes in."""
+"""ImageNet (ILSVRC 2012), read from the archives as they are downloaded."""
 
 import dataclasses
 import functools
@@ -15,19 +15,20 @@ import tqdm
 from PIL import Image
 
 from xception_jax.data.dataset import Dataset
+from xception_jax.errors import SettingError
 
 COUNTS = {"train": 1_281_167, "validation": 50_000}
 
 
 @dataclasses.dataclass(frozen=True)
 class Archive:
-    """Pictures of ImageNet inside a tar file, read when asked for; a source.
+    """A source of the images inside a tar file; each is read when its example is asked for.
 
     Attributes:
-      tar: its path.
-      paths: bytes[N], names of the files.
+      tar: path of the tar file.
+      paths: bytes[N], names of the image files.
       labels: int32[N].
-      offsets, sizes: int64[N], where each lies in the tar file, in bytes.
+      offsets, sizes: int64[N], place of each image file in the tar file, in bytes.
     """
 
     tar: str
@@ -46,69 +47,68 @@ class Archive:
         return {"image": _to_rgb_jpeg(self.paths[index].decode(), encoded), "label": int(self.labels[index])}
 
     def name(self, index: int) -> str:
-        """Its file and the archive."""
+        """Names of its file and of the archive."""
         return f"{self.paths[index].decode()} in {self.tar}"
 
     def take(self, indices: np.ndarray, labels: np.ndarray) -> "Archive":
-        """Some of the pictures, in the order of `indices`, with other labels."""
+        """The images at `indices`, in that order, with other labels."""
         return Archive(self.tar, self.paths[indices], labels, self.offsets[indices], self.sizes[indices])
 
 
 def load(train_tar: str, val_tar: str, *, counts: Mapping[str, int] = COUNTS) -> Dataset:
     """The 1000 classes of ILSVRC 2012, numbered in the order of their WordNet ids as in TFDS.
 
-    The 22 training pictures in CMYK and the one that is a PNG become RGB JPEGs of quality 100 as in TFDS; but TFDS
-    decodes the 22 with libjpeg's fast transform, so there its pixels differ, by about one grey level.
+    As in TFDS, the 22 training images in CMYK and the one PNG become RGB JPEGs of quality 100. TFDS decodes the 22
+    with libjpeg's fast transform, so its pixels differ from these by about one grey level.
 
     Args:
-      train_tar: path of ILSVRC2012_img_train.tar: a tar file for each class.
-      val_tar: path of ILSVRC2012_img_val.tar; TFDS has the labels, by the numbers in the names.
-      counts: pictures that they must hold.
+      train_tar: path of ILSVRC2012_img_train.tar, which holds a tar file for each class.
+      val_tar: path of ILSVRC2012_img_val.tar; the labels are those that TFDS has for the numbers in the names.
+      counts: number of images that each must hold.
 
     Raises:
-      ValueError: if they are no such archives, or not whole.
+      SettingError: if a file is no such archive or not whole.
     """
     synsets, held_out = (_read_lines(f"{name}.txt") for name in ("labels", "validation_labels"))
     number = {synset: index for index, synset in enumerate(synsets)}
     members = functools.partial(_validation_members, labels=[number[synset] for synset in held_out])
-    validation = _scan("val_tar", val_tar, members, counts["validation"])  # first, since the other takes minutes
+    validation = _scan("val_tar", val_tar, members, counts["validation"])  # first, because train_tar takes minutes
     train = _scan("train_tar", train_tar, functools.partial(_train_members, number=number), counts["train"])
     if missing := sorted(set(range(len(synsets))) - set(train.labels.tolist())):
-        raise ValueError(
-            f"train_tar = {train_tar!r}: lacks {len(missing)} of the {len(synsets)} classes, the first is"
-            f" {synsets[missing[0]]}; download it again"
-        )
+        remedy = f"lacks {len(missing)} of the {len(synsets)} classes, the first is {synsets[missing[0]]}"
+        raise SettingError("train_tar", train_tar, f"{remedy}; download it again")
     return Dataset(train, validation, tuple(synsets))
 
 
 def choose_100(dataset: Dataset, *, seed: int, train: int = 500, validation: int = 50) -> Dataset:
-    """ImageNet100 of Ding et al. 2021 (EAM-DyNet), section 4.1.2: every tenth class, some pictures of each.
+    """ImageNet100 of Ding et al. 2021 (EAM-DyNet), section 4.1.2: some images of every tenth class.
 
-    Its test pictures are drawn from those for validation here: ImageNet's own have no public labels.
+    Their test images are taken from the validation images, since ImageNet's test images have no public labels.
 
     Args:
-      dataset: what `load` gives.
-      seed: of the choice of pictures; from 0 on.
-      train, validation: pictures of each class.
+      dataset: what `load` returns.
+      seed: of the choice of images; at least 0.
+      train, validation: number of images of each class.
 
     Raises:
-      ValueError: if a class has fewer.
+      SettingError: if a class has fewer.
     """
     classes = range(0, len(dataset.class_names), 10)
     return Dataset(
-        train=_choose(dataset.train, classes, train, seed),
-        validation=_choose(dataset.validation, classes, validation, seed),
+        train=_choose("train_tar", dataset.train, classes, train, seed),
+        validation=_choose("val_tar", dataset.validation, classes, validation, seed),
         class_names=tuple(dataset.class_names[label] for label in classes),
     )
 
 
-def _choose(archive: Archive, classes: Sequence[int], count: int, seed: int) -> Archive:
+def _choose(setting: str, archive: Archive, classes: Sequence[int], count: int, seed: int) -> Archive:
     chosen = []
     for label in classes:
         members = np.flatnonzero(archive.labels == label)
         if len(members) < count:
-            raise ValueError(f"{archive.tar}: has {len(members)} pictures of class {label}; {count} are needed")
-        members = members[np.argsort(archive.paths[members])]  # whatever their order in the archive
+            remedy = f"has {len(members)} images of class {label}; {count} are needed"
+            raise SettingError(setting, archive.tar, remedy)
+        members = members[np.argsort(archive.paths[members])]  # independent of the order in the archive
         chosen.append(np.random.default_rng([seed, label]).permutation(members)[:count])
     return archive.take(np.concatenate(chosen), np.repeat(np.arange(len(classes), dtype=np.int32), count))
 
@@ -117,19 +117,18 @@ Member = tuple[str, int, int, int]  # name of the file, label, offset and size i
 
 
 def _scan(setting: str, path: str, members: Callable[[tarfile.TarFile], Iterable[Member]], count: int) -> Archive:
+    refusal = functools.partial(SettingError, setting, path)
     try:
         with tarfile.open(path, "r:") as tar:
             rows = list(members(tar))
     except FileNotFoundError:
-        raise ValueError(f"{setting} = {path!r}: no such file; name the archive as downloaded") from None
+        raise refusal("no such file; name the archive as downloaded") from None
     except (OSError, tarfile.TarError) as error:
-        raise ValueError(
-            f"{setting} = {path!r}: is no whole, uncompressed tar file ({error}); download it again"
-        ) from error
+        raise refusal(f"is not a whole, uncompressed tar file ({error}); download it again") from error
     if len(rows) != count:
-        raise ValueError(
-            f"{setting} = {path!r}: holds {len(rows):,} pictures of this part of ImageNet instead of {count:,};"
-            " name the archive as downloaded, or download it again"
+        raise refusal(
+            f"holds {len(rows):,} images of this part of ImageNet instead of {count:,}; name the archive as"
+            " downloaded, or download it again"
         )
     names, labels, offsets, sizes = zip(*rows, strict=True)
     paths = np.array([name.encode() for name in names], np.bytes_)
@@ -147,7 +146,7 @@ def _train_members(tar: tarfile.TarFile, number: Mapping[str, int]) -> Iterator[
 
 
 def _validation_members(tar: tarfile.TarFile, labels: Sequence[int]) -> Iterator[Member]:
-    for member in tqdm.tqdm(tar, "listing validation", len(labels), unit=" pictures", disable=None):
+    for member in tqdm.tqdm(tar, "listing validation", len(labels), unit=" images", disable=None):
         name = os.path.basename(member.name)
         match = re.fullmatch(r"ILSVRC2012_val_(\d{8})\.JPEG", name)
         if match and member.isreg() and 0 < int(match[1]) <= len(labels):
@@ -161,14 +160,14 @@ def _read_lines(name: str) -> list[str]:
 
 @functools.cache
 def _exceptions() -> frozenset[str]:
-    """Names of the files that are no RGB or grey JPEGs, as TFDS lists them."""
+    """Names of the files that are not RGB or grey JPEGs, as TFDS lists them."""
     from tensorflow_datasets.datasets.imagenet2012 import imagenet2012_dataset_builder as tfds_imagenet
 
     return frozenset([*tfds_imagenet.CMYK_IMAGES, *tfds_imagenet.PNG_IMAGES])
 
 
 def _to_rgb_jpeg(name: str, encoded: bytes) -> bytes:
-    """The file itself, or for the exceptions a JPEG of quality 100 with TensorFlow's settings."""
+    """The file as it is; instead of an exception, a JPEG of quality 100 with TensorFlow's settings."""
     if name not in _exceptions():
         return encoded
     with Image.open(io.BytesIO(encoded)) as image:
