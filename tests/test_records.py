@@ -15,13 +15,14 @@ from tensorflow_datasets.core import constants
 from xception_jax.data.dataset import UnreadableExample
 from xception_jax.data.images import decoding
 from xception_jax.data.sources import records
+from xception_jax.errors import SettingError
 
 COLORS = ("red", "green", "blue")
 ONE = {"image": tfds.features.Image(shape=(8, 8, 3)), "label": tfds.features.ClassLabel(names=COLORS)}
 
 
 def encode(seed, *, height=8, width=8, channels=3, kind="PNG"):
-    """The file of a random picture."""
+    """The file of a random image."""
     shape = (height, width, channels) if channels > 1 else (height, width)
     buffer = io.BytesIO()
     Image.fromarray(np.random.default_rng(seed).integers(256, size=shape, dtype=np.uint8)).save(buffer, kind)
@@ -65,7 +66,7 @@ def given(examples):
 
 @pytest.fixture(scope="module")
 def colors(tmp_path_factory):
-    """A set with 30 train and 6 test pictures."""
+    """A set with 30 train and 6 test images."""
     root = tmp_path_factory.mktemp("colors")
     write_set(root, "colors", ONE, {"train": one_label(30), "test": one_label(6, start=30)})
     return root
@@ -100,7 +101,7 @@ class TestOneLabel:
             np.testing.assert_array_equal(decoding.decode(ours[i]["image"], name="x"), theirs[i]["image"])
             assert ours[i]["label"] == theirs[i]["label"]
 
-    def test_grey_pictures_become_rgb(self, tmp_path):
+    def test_grey_images_become_rgb(self, tmp_path):
         features = ONE | {"image": tfds.features.Image(shape=(5, 4, 1))}
         example = {"image": encode(0, height=5, width=4, channels=1), "label": 2}
         write_set(tmp_path, "grey", features, {"train": [example], "test": [example]})
@@ -205,7 +206,7 @@ class TestManyLabels:
         assert pairs(dataset.train) == sorted((e["image"], e["coarse_label"]) for e in examples)
         copy = pickle.loads(pickle.dumps(dataset.train))  # as a worker process gets it
         assert pairs(copy) == pairs(dataset.train)
-        with pytest.raises(ValueError, match=r"label = 'fine': has no .* one of \['coarse_label', 'label'\]"):
+        with pytest.raises(SettingError, match=r"label = 'fine': has no .* one of \['coarse_label', 'label'\]"):
             records.load("coarse", root=str(tmp_path), label="fine")
 
 
@@ -234,20 +235,26 @@ class TestSplits:
         "train, evaluation, message",
         [
             ("train[:60%]", "train[50%:]", r"eval_split = 'train\[50%:\]': 3 images.*train\[:60%\]"),
-            (None, "train[90%:]", r"eval_split = 'train\[90%:\]': 3 images.*'train' too"),
-            ("train+test", None, "eval_split = None: 6 images of 'test' are in train_split = 'train\\+test'"),
+            (None, "train[90%:]", r"eval_split = 'train\[90%:\]': 3 images.*'train' as well"),
+            (
+                "train+test",
+                None,
+                "eval_split = None: 6 images of 'test' are in train_split = 'train\\+test' as well",
+            ),
             ("trein", None, "train_split = 'trein': the set has no split 'trein', but train, test"),
             (None, "test[", r"eval_split = 'test\[': the set has no split"),
             ("train[:0]", None, r"train_split = 'train\[:0\]': .* has no records"),
         ],
     )
     def test_what_cannot_be_is_refused(self, colors, train, evaluation, message):
-        with pytest.raises(ValueError, match=f"^{message}"):
+        with pytest.raises(SettingError, match=f"^{message}"):
             records.load("colors", root=str(colors), train_split=train, eval_split=evaluation)
 
     def test_a_set_for_training_alone_needs_an_eval_split(self, tmp_path):
         write_set(tmp_path, "alone", ONE, {"train": one_label(4)})
-        with pytest.raises(ValueError, match=r"^eval_split = None: the set has no split 'test', but train; name"):
+        with pytest.raises(
+            SettingError, match=r"^eval_split = None: the set has no split 'test', but train; name"
+        ):
             records.load("alone", root=str(tmp_path))
 
 
@@ -261,7 +268,9 @@ class TestFinding:
     def test_no_root_is_the_folder_of_tfds(self, colors, monkeypatch):
         monkeypatch.setattr(constants, "DATA_DIR", str(colors))
         assert len(records.load("colors", root=None).train) == 30
-        with pytest.raises(ValueError, match=f"^root = None: {colors} holds no set 'shapes', but colors/1.0.0; "):
+        with pytest.raises(
+            SettingError, match=f"^root = None: {colors} holds no set 'shapes', but colors/1.0.0; "
+        ):
             records.load("shapes", root=None)
 
     def test_a_home_folder(self, colors, monkeypatch):
@@ -280,11 +289,11 @@ class TestFinding:
         ],
     )
     def test_a_name_of_nothing(self, colors, name, message):
-        with pytest.raises(ValueError, match=f"^{message}"):
+        with pytest.raises(SettingError, match=f"^{message}"):
             records.load(name, root=str(colors))
 
     def test_a_missing_folder(self, tmp_path):
-        with pytest.raises(ValueError, match=r"^root = '.*gone': .*gone holds no set 'colors', but none at all"):
+        with pytest.raises(SettingError, match=r"^root = '.*gone': .*gone holds no set 'colors', but none at all"):
             records.load("colors", root=str(tmp_path / "gone"))
 
 
@@ -298,19 +307,21 @@ class TestFeatures:
             ({"image": ONE["image"], "label": np.int64}, "must have a ClassLabel 'label'"),
             (
                 {"image": ONE["image"], **{k: tfds.features.Sequence(ONE["label"]) for k in "ab"}},
-                r"must have a ClassLabel 'label'.*data.label=KEY, one of \['a', 'b'\]",
+                r"must have a ClassLabel 'label'.*set label to one of .* \['a', 'b'\]",
             ),
             (ONE | {"image": tfds.features.Image(shape=(8, 8, 1), dtype=np.float32)}, "its images are float32"),
         ],
     )
     def test_other_kinds_are_refused(self, features, message):
-        with pytest.raises(ValueError, match=f"^name = 'tfds:x': {message}"):
-            records.Layout.of(tfds.features.FeaturesDict(features), "name = 'tfds:x'")
+        with pytest.raises(SettingError, match=f"^name = 'tfds:x': {message}"):
+            records.Layout.of(tfds.features.FeaturesDict(features), "tfds:x")
 
     def test_records_without_a_label_are_refused(self, tmp_path):
         unlabelled = [{"image": encode(0), "label": -1}]
         write_set(tmp_path, "blind", ONE, {"train": one_label(1), "test": unlabelled})
-        with pytest.raises(ValueError, match=r"^root = .*split 'test': record 0 of blind test: has no label"):
+        with pytest.raises(
+            SettingError, match=r"^root = .*split 'test' cannot be used: record 0 of blind test: has no label"
+        ):
             records.load("blind", root=str(tmp_path))
 
 
@@ -319,7 +330,7 @@ class TestDamage:
         root, folder = copied
         info = (folder / "dataset_info.json").read_text()
         (folder / "dataset_info.json").write_text(info.replace('"array_record"', '"tfrecord"'))
-        with pytest.raises(ValueError, match=r"^root = .*holds tfrecord files.*file_format='array_record'"):
+        with pytest.raises(SettingError, match=r"^root = .*holds tfrecord files.*file_format='array_record'"):
             records.load("colors", root=str(root))
 
     @pytest.mark.parametrize("name", ["dataset_info.json", "features.json"])
@@ -327,13 +338,15 @@ class TestDamage:
     def test_damaged_descriptions(self, copied, name, text):
         root, folder = copied
         (folder / name).write_text(text)
-        with pytest.raises(ValueError, match=r"^root = .*its set 'colors' is damaged"):
+        with pytest.raises(SettingError, match=r"^root = .*its set 'colors' is damaged"):
             records.load("colors", root=str(root))
 
     def test_a_missing_file_of_records(self, copied):
         root, folder = copied
         next(folder.glob("*test*")).unlink()
-        with pytest.raises(ValueError, match=r"^root = .*split 'test' lacks 1 files, the first is .*colors-test"):
+        with pytest.raises(
+            SettingError, match=r"^root = .*split 'test' lacks 1 files, the first is .*colors-test"
+        ):
             records.load("colors", root=str(root))
 
     @pytest.mark.parametrize("kept", [0, 0.5, 0.99])
@@ -341,7 +354,7 @@ class TestDamage:
         root, folder = copied
         path = next(folder.glob("*train*"))
         path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
-        with pytest.raises(ValueError, match=r"^root = .*split 'train' cannot be read: .*; write the set again"):
+        with pytest.raises(SettingError, match=r"^root = .*split 'train' cannot be read: .*; write the set again"):
             records.load("colors", root=str(root))
 
     def test_a_wrong_byte_costs_one_record(self, copied):
@@ -361,3 +374,36 @@ class TestDamage:
         root, folder = copied
         (folder / "metadata.json").write_text(json.dumps({"author": "me"}))
         assert records.load("colors", root=str(root)).class_weights is None
+
+
+class TestFingerprint:
+    """It tells sets apart whose class names and numbers of records are equal."""
+
+    def of(self, root, **splits):
+        return records.load("colors", root=str(root), **splits).fingerprint()
+
+    @pytest.mark.parametrize("change", ["labels", "images", "order"])
+    def test_other_records_give_another(self, colors, tmp_path, change):
+        train = one_label(30)
+        if change == "labels":
+            train = [example | {"label": (example["label"] + 1) % 3} for example in train]
+        elif change == "images":
+            train = [example | {"image": encode(seed + 100)} for seed, example in enumerate(train)]
+        else:
+            train = train[::-1]
+        write_set(tmp_path, "colors", ONE, {"train": train, "test": one_label(6, start=30)})
+        assert self.of(tmp_path) != self.of(colors)
+
+    def test_a_copy_in_another_folder_has_the_same(self, colors, copied):
+        assert self.of(copied[0]) == self.of(colors)
+
+    def test_another_part_gives_another(self, colors):
+        parts = ("train[:15]", "train[15:]", "train")
+        assert len({self.of(colors, train_split=part) for part in parts}) == 3
+
+    def test_a_damaged_record_is_no_error(self, colors, copied):
+        path = next(copied[1].glob("*train*"))
+        content = bytearray(path.read_bytes())
+        content[content.index(records.load("colors", root=str(colors)).train[20]["image"][50:100])] ^= 1
+        path.write_bytes(content)
+        assert self.of(copied[0]) != self.of(colors)
