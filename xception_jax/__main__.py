@@ -5,7 +5,7 @@ import sys
 
 from absl import logging
 
-from xception_jax.commands import benchmark, evaluate, prepare, preview, reproduce, summary
+from xception_jax.commands import benchmark, evaluate, prepare, preview, reproduce, settings, summary
 from xception_jax.errors import TrainingError, UserError
 
 COMMANDS = {
@@ -13,6 +13,7 @@ COMMANDS = {
     "prepare": prepare,
     "preview": preview,
     "summary": summary,
+    "settings": settings,
     "benchmark": benchmark,
     "reproduce": reproduce,
 }

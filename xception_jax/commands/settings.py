@@ -1,0 +1,85 @@
+"""Prints every setting of a recipe: its values, its default, its meaning."""
+
+import argparse
+import functools
+import itertools
+import operator
+from collections.abc import Sequence
+
+from xception_jax import models, recipe
+from xception_jax.settings import Row
+
+INTRODUCTION = """\
+# Settings
+
+This page is the output of a command, and a test compares it with the code:
+
+```sh
+python -m xception_jax settings > docs/settings.md
+```
+
+A recipe sets an attribute of its config, such as `config.optimizer.weight_decay = 1e-4`; on the command line this is
+`--config.optimizer.weight_decay=1e-4`. A tuple is written in quotes: `--config.model.exit_widths="(64, 96, 128)"`.
+`None` unsets a setting that may be None, and 0 unsets a duration.
+
+The defaults are those of `common.default(MODEL)` in `configs/common.py`, from which every recipe starts. A setting
+whose default differs between models is listed with the models. `model.num_classes` and `model.in_channels` are None
+at first, because the dataset determines them. `model.name` is the argument of `common.default`; it cannot be changed
+afterwards.
+
+## The run"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the command's flag."""
+    about = "list the settings of this model's recipes alone, as plain text (default: all models, in Markdown)"
+    parser.add_argument("--model", choices=models.MODELS, help=about)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Prints the list."""
+    print(markdown() if arguments.model is None else text(arguments.model))
+
+
+def rows(model: str) -> list[Row]:
+    """The settings of a model's recipes, with the defaults that `configs.common.default(model)` has."""
+    config = recipe.default_config(model)
+    return [
+        row._replace(default=repr(functools.reduce(operator.getitem, row.name.split("."), config)))
+        for row in recipe.settings_table(model)
+    ]
+
+
+def text(model: str) -> str:
+    """A line for each setting, as it is written on the command line."""
+    return "\n".join(f"  --config.{row.name}={row.default}: {row.meaning} ({row.values})" for row in rows(model))
+
+
+def markdown() -> str:
+    """The page docs/settings.md: the settings that all models share, then those of each class of models."""
+    families = [[name for name in models.MODELS if models.MODELS[name][0] is cls] for cls in _classes()]
+    tables = {name: rows(name) for name in models.MODELS}
+    first, *others = tables.values()
+    shared = [row for row in first if all(row in table for table in others)]
+    parts = [INTRODUCTION]
+    for section, members in itertools.groupby(shared, lambda row: row.name.rpartition(".")[0]):
+        parts += [f"## {section}"] * bool(section) + [_table(list(members))]
+    for name, *variants in families:
+        parts += [f"## {', '.join([name, *variants])}"]
+        parts += [_table([row for row in tables[name] if row not in shared])]
+        for variant in variants:
+            changed = [row for row in tables[variant] if row not in tables[name]]
+            parts += [f"`{variant}` has " + ", ".join(f"`{row.name} = {row.default}`" for row in changed) + "."]
+    return "\n\n".join(parts)
+
+
+def _classes() -> list[type]:
+    """The classes of the models, each once."""
+    return list(dict.fromkeys(cls for cls, _ in models.MODELS.values()))
+
+
+def _table(members: Sequence[Row]) -> str:
+    """Rows as a table in Markdown."""
+    lines = ["| setting | values | default | meaning |", "| --- | --- | --- | --- |"]
+    lines += [f"| `{row.name}` | {row.values} | `{row.default}` | {row.meaning} |" for row in members]
+    return "\n".join(lines)
