@@ -84,8 +84,8 @@ def test_the_experiment_of_section_4():
     assert (xception.optimizer.weight_decay, inception.optimizer.weight_decay) == (1e-5, 4e-5)
     assert inception.model["reading"] == "paper"
     for recipe in (xception, inception):
-        assert recipe.optimizer.name.startswith("rmsprop") and recipe.optimizer.workers == 1
-        assert recipe.model["dropout"] == 0 and recipe.polyak.decay is not None and not recipe.weighted_loss
+        assert recipe.optimizer.name.startswith("rmsprop") and recipe.optimizer.replicas == 1
+        assert recipe.model["dropout"] == 0 and recipe.averaging.decay is not None and not recipe.weighted_loss
         rate = recipe_lib.make_schedule(recipe, num_examples=1_743_042)
         steps = 3_000_000 / recipe.batch_size
         expected = [0.001, 0.001, 0.0009, 0.00081]
@@ -203,7 +203,7 @@ def test_a_recipe_survives_json(name):
         ({"optimizer.epsilom": 1.0}, ["config.optimizer.epsilom", "did you mean 'epsilon'"]),
         ({"model.dropuot": 0.1}, ["config.model.dropuot", "did you mean 'dropout'"]),
         ({"data.xyzzy": 1}, ["config.data.xyzzy", "remove it"]),
-        ({"polyak.warmup": MISSING}, ["config.polyak.warmup", "missing", "configs/common.py"]),
+        ({"polyak.warmup": MISSING}, ["config.averaging.warmup", "missing", "configs/common.py"]),
         ({"model.name": MISSING}, ["config.model.name", "missing", "'xception'"]),
         ({"total_steps": 100}, ["total_steps = 100", "total_epochs = 10.0", "keep one"]),
         (
@@ -232,7 +232,7 @@ def test_a_recipe_survives_json(name):
             ["config.optimizer.momentum = 0.9", "'rmsprop_keras1' has no momentum", "None"],
         ),
         ({"mesh.model": 0}, ["config.mesh.model", "0", "greater than 0"]),
-        ({"optimizer.workers": 0}, ["config.optimizer.workers", "0", "greater than 0"]),
+        ({"optimizer.replicas": 0}, ["config.optimizer.replicas", "0", "greater than 0"]),
         ({"optimizer.epsilon": 1.0}, ["config.optimizer.epsilon = 1.0", "'sgd' has no epsilon", "None"]),
         (
             {"optimizer.weight_decay_paths": "(a"},
@@ -340,10 +340,10 @@ def test_what_does_not_decide_the_weights_may_change(changes):
         ("augment.mixup_alpha", 0.2),
         ("optimizer.name", "rmsprop_tf"),
         ("optimizer.momentum", 0.8),
-        ("optimizer.workers", 2),
+        ("optimizer.replicas", 2),
         ("schedule.base_lr", 0.1),
         ("schedule.decay_every_epochs", 3.0),
-        ("polyak.decay", None),
+        ("averaging.decay", None),
     ],
 )
 def test_what_decides_the_weights_may_not(key, value):
