@@ -18,14 +18,14 @@ This page is the output of a command, and a test compares it with the code:
 python -m xception_jax settings > docs/settings.md
 ```
 
-A recipe sets an attribute of its config, such as `config.optimizer.weight_decay = 1e-4`. On the command line this is
-`--config.optimizer.weight_decay=1e-4`. A tuple is written in quotes, `--config.model.exit_widths="(64, 96, 128)"`.
-`None` unsets a setting that may be None, and 0 unsets a duration.
+A recipe sets an attribute of its config, such as `config.optimizer.weight_decay = 1e-4`. On the command line
+this is `--config.optimizer.weight_decay=1e-4`. A tuple is written in quotes, `--config.model.exit_widths="(64,
+96, 128)"`. `None` unsets a setting that may be None, and 0 unsets a duration.
 
-The defaults are those of `common.default(MODEL)` in `configs/common.py`, from which every recipe starts. A setting
-whose default differs between models is listed with the models. `model.num_classes` and `model.in_channels` are None
-at first, because the dataset determines them. `model.name` is the argument of `common.default` and cannot be changed
-later.
+The defaults are those of `common.default(MODEL)` in `configs/common.py`, from which every recipe starts. A
+setting whose default differs between models is listed with the models. `model.num_classes` and
+`model.in_channels` are None at first, because the dataset determines them. `model.name` is the argument of
+`common.default` and cannot be changed later.
 
 ## The run"""
 
