@@ -166,16 +166,17 @@ def make_schedule(
     elif name == "exponential":
         if not decay_steps:
             raise SettingError(
-                "decay_every_epochs", None, "schedule 'exponential' needs it, or _steps or _samples"
+                "decay_every_epochs",
+                None,
+                "schedule 'exponential' needs it; set it, decay_every_steps or decay_every_samples",
             )
         schedule = _exponential(learning_rate, decay_steps, decay_rate, staircase)
     elif name == "piecewise":
-        if not boundaries or len(boundaries) != len(factors):
-            raise SettingError(
-                "factors",
-                tuple(factors),
-                f"schedule 'piecewise' needs one for each of {len(boundaries)} boundaries",
-            )
+        if not boundaries:
+            raise SettingError("boundaries_epochs", (), "schedule 'piecewise' needs one boundary or more")
+        if len(boundaries) != len(factors):
+            remedy = f"schedule 'piecewise' needs a factor for each of its {len(boundaries)} boundaries"
+            raise SettingError("factors", tuple(factors), remedy)
         schedule = _piecewise(learning_rate, boundaries, factors)
     elif name == "cosine":
         schedule = optax.cosine_decay_schedule(learning_rate, total_steps, alpha=end_fraction)
@@ -270,7 +271,9 @@ def make_optimizer(
     try:
         re.compile(s.weight_decay_paths)
     except re.error as error:
-        raise SettingError("weight_decay_paths", s.weight_decay_paths, f"no regular expression, {error}") from None
+        raise SettingError(
+            "weight_decay_paths", s.weight_decay_paths, f"is no regular expression ({error})"
+        ) from None
 
     def mask(params):
         return path_mask(params, s.weight_decay_paths)

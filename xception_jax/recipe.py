@@ -93,12 +93,12 @@ def parse(config: ConfigDict | Mapping[str, Any]) -> Recipe:
     """
     values = _to_tuples(config.to_dict() if isinstance(config, ConfigDict) else dict(config))
     try:
-        model = values.pop("model", {})
-        if not isinstance(model, Mapping) or "name" not in model:
+        model = _section("model", values)
+        if "name" not in model:
             raise SettingError("model.name", None, f"is missing: choose one of {', '.join(models.MODELS)}")
         modality = INPUTS[_within("model", models.model_class, model["name"]).INPUTS]
         sections = {
-            name: _within(name, section, **values.pop(name, {})) for name, section in modality.SETTINGS.items()
+            name: _within(name, section, **_section(name, values)) for name, section in modality.SETTINGS.items()
         }
         recipe = Recipe(model=_parse_model(**model), **sections, **values)
         _check_combinations(recipe)
@@ -115,6 +115,14 @@ def _within(section: str, function: Any, /, *args: Any, **kwargs: Any) -> Any:
         raise error.within(section) from None
 
 
+def _section(name: str, values: dict[str, Any]) -> Mapping[str, Any]:
+    """Takes the settings of a section out of the recipe's values; none if it is not there."""
+    settings = values.pop(name, {})
+    if not isinstance(settings, Mapping):
+        raise SettingError(name, settings, "is a section; give its settings by name, as a dictionary")
+    return settings
+
+
 def _to_tuples(value: Any) -> Any:
     """Lists, which JSON has in the place of tuples, become tuples."""
     if isinstance(value, Mapping):
@@ -123,8 +131,9 @@ def _to_tuples(value: Any) -> Any:
 
 
 def _parse_model(name: str, **settings: Any) -> dict[str, Any]:
-    """The model section, checked; settings in FROM_DATA may stay None."""
-    unknown = {key: None for key in FROM_DATA if key in settings and settings[key] in (None, 0)}
+    """The model section, checked; settings in FROM_DATA may stay None, which they are unless given."""
+    fields = _within("model", models.model_class, name).CONFIG.model_fields
+    unknown = {key: None for key in FROM_DATA if key in fields and settings.get(key) in (None, 0)}
     known = {key: value for key, value in settings.items() if key not in unknown}
     return {"name": name, **_within("model", models.model_config, name, **known).model_dump(), **unknown}
 
