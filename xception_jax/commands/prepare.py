@@ -1,35 +1,40 @@
-"""Writes pictures into a few large files of records, not many small ones: ImageNet, a folder, or a manifest."""
+"""Writes images into a few large files of records instead of many small files."""
 
 import argparse
 import pathlib
-import re
 import shlex
 
-from xception_jax.errors import TrainingError, UserError
+from xception_jax.errors import SettingError, TrainingError
 
-LISTED = 5  # pictures that were left out
+LISTED = 5  # images that were left out
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's flags."""
     kinds = parser.add_subparsers(dest="kind", required=True)
     full = _add_kind(kinds, "imagenet2012", "ILSVRC 2012, the set that TFDS writes with TensorFlow")
-    part = _add_kind(kinds, "imagenet100", "every tenth class: 500 training and 50 validation pictures of each")
+    part = _add_kind(kinds, "imagenet100", "every tenth class: 500 training and 50 validation images of each")
     for imagenet in (full, part):
         imagenet.add_argument("--train-tar", required=True, help="ILSVRC2012_img_train.tar")
         imagenet.add_argument("--val-tar", required=True, help="ILSVRC2012_img_val.tar")
-    part.add_argument("--seed", type=int, default=0, help="of the choice of pictures (default: 0)")
-    folder = _add_kind(kinds, "folder", "a folder of pictures: CLASS/*, or train/CLASS/* and val/CLASS/*")
-    manifest = _add_kind(kinds, "manifest", "a .csv or .jsonl table of pictures with one label or several")
+    part.add_argument("--seed", type=int, default=0, help="of the choice of images (default: 0)")
+    folder = _add_kind(kinds, "folder", "a folder of images: CLASS/*, or train/CLASS/* and val/CLASS/*")
+    manifest = _add_kind(kinds, "manifest", "a .csv or .jsonl table of images with one label or several")
     manifest.add_argument("--classes", help=".csv file with the columns class and, perhaps, weight")
     for own in (folder, manifest):
         own.add_argument("--root", required=True, help="the folder, or the table")
         own.add_argument("--name", required=True, help="of the set; small letters, digits and _")
-        own.add_argument("--holdout", type=float, default=0.1, help="share for validation, if none is there (0.1)")
         own.add_argument(
-            "--short-side", type=int, help="shrink larger pictures to this, in pixels (default: none)"
+            "--holdout", type=float, default=0.1, help="share for validation if none is given (default: 0.1)"
         )
-        own.add_argument("--skip-unreadable", action="store_true", help="leave out pictures that cannot be read")
+        own.add_argument("--short-side", type=int, help="shrink larger images to this, in pixels (default: none)")
+        own.add_argument(
+            "--background",
+            choices=("white", "black"),
+            default="white",
+            help="of transparent pixels in images that are shrunk, like data.background (default: white)",
+        )
+        own.add_argument("--skip-unreadable", action="store_true", help="leave out images that cannot be read")
 
 
 def _add_kind(kinds: argparse._SubParsersAction, name: str, description: str) -> argparse.ArgumentParser:
@@ -41,46 +46,45 @@ def _add_kind(kinds: argparse._SubParsersAction, name: str, description: str) ->
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Writes the set, and says what was written and how to train on it.
+    """Writes the set, and prints what was written and how to train on it.
 
     Raises:
       UserError: for a mistake in the flags, files that are not as they should be, or another set in its place.
       TrainingError: if the files cannot be written.
     """
-    # TFDS takes a second to import, which no other command should have to wait for.
+    # Importing TFDS takes a second, which other commands should not spend.
     from xception_jax.data.sources import records_writer
 
     try:
         request = _request(arguments)
         report = records_writer.write(request, arguments.out)
-    except ValueError as error:
-        raise UserError(_as_flag(str(error))) from None
+    except SettingError as error:
+        raise error.as_flag() from None
     except OSError as error:
-        raise TrainingError(
-            f"--out={arguments.out}: {error}; nothing was left there, run again once mended"
-        ) from None
+        remedy = "nothing was left there; run again when the cause is removed"
+        raise TrainingError(f"--out={arguments.out}: {error}; {remedy}") from None
     _print(request, report, arguments.out)
 
 
 def _request(arguments: argparse.Namespace):
-    """What is to be written."""
+    """The `Request` that the flags describe."""
     from xception_jax.data.sources import folder, imagenet, manifest, records_writer
 
     if arguments.kind == "imagenet100" and arguments.seed < 0:
-        raise ValueError(f"seed = {arguments.seed}: must be at least 0")
+        raise SettingError("seed", arguments.seed, "must be at least 0")
     if arguments.kind.startswith("imagenet"):
         dataset = imagenet.load(arguments.train_tar, arguments.val_tar)
         settings = {"encoding": "jpeg", "decode": False}
         if arguments.kind == "imagenet2012":
             return records_writer.Request(dataset=dataset, name="imagenet2012", version="5.1.0", **settings)
-        text = f"every tenth class: 500 training and 50 validation pictures of each, seed {arguments.seed}"
+        text = f"every tenth class: 500 training and 50 validation images of each, seed {arguments.seed}"
         dataset = imagenet.choose_100(dataset, seed=arguments.seed)
         return records_writer.Request(dataset=dataset, name="imagenet100", description=text, **settings)
     records_writer.check_name(arguments.name)
     if not 0 <= arguments.holdout < 1:
-        raise ValueError(f"holdout = {arguments.holdout}: must be a share from 0 to less than 1")
+        raise SettingError("holdout", arguments.holdout, "must be a share from 0 to less than 1")
     if arguments.short_side is not None and arguments.short_side < 1:
-        raise ValueError(f"short_side = {arguments.short_side}: must be at least 1 pixel")
+        raise SettingError("short_side", arguments.short_side, "must be at least 1 pixel")
     if arguments.kind == "folder":
         dataset = folder.load(arguments.root, holdout=arguments.holdout)
     else:
@@ -89,17 +93,9 @@ def _request(arguments: argparse.Namespace):
         dataset=dataset,
         name=arguments.name,
         short_side=arguments.short_side,
+        background=arguments.background,
         skip_unreadable=arguments.skip_unreadable,
     )
-
-
-def _as_flag(message: str) -> str:
-    """The name of a setting at the start of the message as that of a flag.
-
-    >>> _as_flag("short_side = 0: must be at least 1 pixel")
-    '--short-side=0: must be at least 1 pixel'
-    """
-    return re.sub(r"^(\w+) = ", lambda match: f"--{match[1].replace('_', '-')}=", message)
 
 
 def _print(request, report, out: pathlib.Path) -> None:
@@ -112,5 +108,5 @@ def _print(request, report, out: pathlib.Path) -> None:
         print(f"shrunk to a shorter side of {request.short_side} pixels: {report.shrunk:,} of {of:,}")
     if left_out := report.left_out:
         names = "; ".join([*left_out[:LISTED], *["..."] * (len(left_out) > LISTED)])
-        print(f"unreadable pictures left out: {len(left_out):,}: {names}")
+        print(f"unreadable images left out: {len(left_out):,}: {names}")
     print(f"train with --config.data.name=tfds:{request.name} --config.data.root={shlex.quote(str(out))}")

@@ -1,10 +1,11 @@
-"""Writes pictures into the record files of TFDS.
+"""Writes images into the record files of TFDS.
 
-TFDS's usual builder (`GeneratorBasedBuilder`) needs TensorFlow to shuffle more than 1 GiB, and room on the disk
-for a second copy. Its order, a hash of the file names, can be known before a picture is read: so each file of
-records is written in one go here (`ShardBasedBuilder`), without either.
+TFDS's usual builder (`GeneratorBasedBuilder`) needs TensorFlow to shuffle more than 1 GiB, and disk space for a
+second copy. But it sorts by a hash of the file names, which is known before any image is read. So each record file
+is written in one go here (`ShardBasedBuilder`), in the same order, without either.
 """
 
+import collections
 import contextlib
 import dataclasses
 import fcntl
@@ -31,8 +32,9 @@ from xception_jax.data.dataset import Dataset, ImageFiles, Source, UnreadableExa
 from xception_jax.data.images import decoding
 from xception_jax.data.sources import records
 from xception_jax.data.sources.imagenet import Archive
+from xception_jax.errors import SettingError, UserError
 
-LISTED = 20  # unreadable pictures in a message
+LISTED = 20  # unreadable images in a message
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,11 +44,12 @@ class Request:
     Attributes:
       dataset: its sources are of type `ImageFiles` or `Archive`.
       name, version, description: for TFDS.
-      encoding: "jpeg" if all pictures are.
-      decode: whether each picture is decoded once, to see that it can be.
-      short_side: pictures whose shorter side is longer, in pixels, are shrunk to it by averaging, and stored as
-        JPEG of quality 95; all others, and without it all, are stored byte for byte.
-      skip_unreadable: leave out pictures that cannot be read.
+      encoding: "jpeg" if all images are JPEGs.
+      decode: whether to decode each image once, to see that it can be decoded.
+      short_side: images whose shorter side is longer, in pixels, are shrunk to it by averaging and stored as JPEGs
+        of quality 95. All others are stored byte for byte; None = all images are.
+      background: of the transparent pixels of images that are shrunk, see `decoding.decode`.
+      skip_unreadable: leave out images that cannot be read.
     """
 
     dataset: Dataset
@@ -56,34 +59,39 @@ class Request:
     encoding: str | None = None
     decode: bool = True
     short_side: int | None = None
+    background: str = "white"
     skip_unreadable: bool = False
 
     @property
     def label(self) -> str:
-        """The feature."""
+        """Name of the feature with the labels."""
         return "labels" if self.dataset.multilabel else "label"
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What makes two sets of the same pictures and labels differ, as JSON gives it back."""
+        """What makes two sets of the same images and labels differ, as values that JSON does not change."""
         weights = self.dataset.class_weights
-        return {
+        settings = {
             "short_side": self.short_side,
             "class_names": _add_up([_hash(self.dataset.class_names)]),
             "class_weights": None if weights is None else list(weights),
         }
+        # Version 0.1 wrote no background: it knew only "black". It does not matter if nothing is shrunk.
+        return settings | (
+            {"background": self.background} if self.short_side and self.background != "black" else {}
+        )
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """A set that was written, or lay there already.
+    """A set that was written or was already there.
 
     Attributes:
-      directory: of this version of it.
-      counts: records of each split.
-      shrunk: number of pictures.
-      left_out: those that cannot be read, and why.
-      was_there: whether it lay there, whole.
+      directory: of this version of the set.
+      counts: number of records of each split.
+      shrunk: number of images that were shrunk.
+      left_out: the images that cannot be read, and why.
+      was_there: whether the whole set was there before.
     """
 
     directory: pathlib.Path
@@ -94,32 +102,26 @@ class Report:
 
 
 def check_name(name: str) -> None:
-    """Whether a set of one's own may have this name.
-
-    Raises:
-      ValueError: if TFDS would not find it.
-    """
+    """Raises SettingError if a set cannot have this name, because TFDS would not find it."""
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
-        raise ValueError(f"name = {name!r}: must be small letters, digits and _, beginning with a letter")
+        raise SettingError("name", name, "must be small letters, digits and _, beginning with a letter")
     with contextlib.suppress(tfds.core.DatasetNotFoundError):
         tfds.builder_cls(name)
-        raise ValueError(f"name = {name!r}: is that of a set of TFDS; choose another")
+        raise SettingError("name", name, "is the name of a set of TFDS; choose another")
 
 
 def write(request: Request, directory: pathlib.Path) -> Report:
-    """Writes the set to directory/NAME/VERSION, where it appears only when it is whole and has been read back.
+    """Writes the set to directory/NAME/VERSION, where it appears after all of it has been written and read back.
 
     Until then it is in a hidden folder beside that, which is removed in the end, or by the next attempt.
 
     Raises:
-      ValueError: for pictures that cannot be read, or if something else lies in its place.
-      OSError: if it cannot be written, or what is read back differs.
+      UserError: for images that cannot be read, class names that TFDS cannot store, or another set in its place.
+      OSError: if it cannot be written, or if what is read back differs.
     """
     for name in request.dataset.class_names:
         if not name or name != name.strip() or "\n" in name:  # TFDS keeps them as lines, stripped
-            raise ValueError(
-                f"class {name!r}: is empty, or has blanks around it or a line's end within; rename it"
-            )
+            raise UserError(f"class {name!r}: is empty, begins or ends with a blank, or has two lines; rename it")
     directory.mkdir(parents=True, exist_ok=True)
     place = directory / request.name / request.version
     with _work_folder(directory, request.name) as work:
@@ -135,8 +137,8 @@ def write(request: Request, directory: pathlib.Path) -> Report:
     return report
 
 
-def _report(request: Request, place: pathlib.Path, root: pathlib.Path, expected: dict[str, Any]) -> Report:
-    """Reads the set below `root` back, and compares it with what should be in it."""
+def _report(request: Request, place: pathlib.Path, root: pathlib.Path, expected: Mapping[str, Any]) -> Report:
+    """Reads the set below `root` back and compares it with what should be in it."""
     try:
         written = records.load(request.name, root=str(root), train_split="train", eval_split="validation")
         kept = _hash_kept(written)
@@ -150,7 +152,7 @@ def _report(request: Request, place: pathlib.Path, root: pathlib.Path, expected:
 
 @contextlib.contextmanager
 def _work_folder(directory: pathlib.Path, name: str) -> Iterator[pathlib.Path]:
-    """An empty hidden folder, for this process alone."""
+    """An empty hidden folder that no other process uses; it is removed in the end."""
     work = directory / f".{name}.incomplete"
     work.mkdir(exist_ok=True)
     with contextlib.ExitStack() as stack:
@@ -159,9 +161,8 @@ def _work_folder(directory: pathlib.Path, name: str) -> Iterator[pathlib.Path]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ValueError(
-                f"out = {str(directory)!r}: another process is writing {name!r}; wait for it"
-            ) from None
+            remedy = f"another process is writing {name!r}; wait for it"
+            raise SettingError("out", str(directory), remedy) from None
         stack.callback(shutil.rmtree, work, ignore_errors=True)
         for left_over in work.iterdir():
             shutil.rmtree(left_over) if left_over.is_dir() else left_over.unlink()
@@ -169,32 +170,32 @@ def _work_folder(directory: pathlib.Path, name: str) -> Iterator[pathlib.Path]:
 
 
 def _recognize(request: Request, place: pathlib.Path) -> Report:
-    """What lies in the place of the set, if it is the same set and whole."""
+    """Describes the set that is already in place; SettingError unless it is the same one and whole."""
 
-    def refusal(reason: str) -> ValueError:
-        where = f"out = {str(place.parents[1])!r}: {place.parent} is there and"
-        return ValueError(f"{where} {reason}; remove it, or write to another folder")
+    def refusal(reason: str) -> SettingError:
+        remedy = f"{place.parent} is there and {reason}; remove it, or write to another folder"
+        return SettingError("out", str(place.parents[1]), remedy)
 
     if (found := sorted(path.name for path in place.parent.iterdir())) != [request.version]:
         raise refusal(f"holds {', '.join(found)}")
     try:
-        noted = (tfds.builder_from_directory(place).info.metadata or {}).get(records.METADATA, {})
+        noted = records.prepared(tfds.builder_from_directory(place).info)
     except (OSError, ValueError) as error:
         raise refusal(f"is no set that can be read ({error})") from error
     if noted.get("settings") != request.settings or noted.get("given") != _hash_given(request):
-        raise refusal("was not made of these pictures with these settings")
+        raise refusal("was not made of these images with these settings")
     try:
         return dataclasses.replace(_report(request, place, place.parents[1], noted), was_there=True)
     except OSError as error:
         raise refusal(f"is damaged ({error})") from error
 
 
-def _splits(dataset: Dataset) -> dict[str, Source]:
+def _splits(dataset: Dataset) -> dict[str, Any]:
     return {"train": dataset.train, "validation": dataset.validation}
 
 
 def _hash(*parts: object) -> int:
-    """128 bits of bytes, and of what `repr` makes of other things."""
+    """128 bits of bytes, and of the `repr` of other things."""
     state = hashlib.blake2b(digest_size=16)
     for part in parts:
         encoded = part if isinstance(part, bytes) else repr(part).encode()
@@ -204,12 +205,12 @@ def _hash(*parts: object) -> int:
 
 
 def _add_up(hashes: Iterable[int]) -> str:
-    """One hash of all, in whatever order they come."""
+    """One hash of all of them, independent of their order."""
     return f"{sum(hashes) % 2**128:032x}"
 
 
 def _hash_kept(dataset: Dataset) -> dict[str, str]:
-    """Of the labels and bytes of all records, by split."""
+    """By split, a hash of the labels and bytes of all records."""
     return {
         split: _add_up(_hash(example["label"], example["image"]) for example in _read(source, f"checking {split}"))
         for split, source in _splits(dataset).items()
@@ -217,34 +218,34 @@ def _hash_kept(dataset: Dataset) -> dict[str, str]:
 
 
 def _hash_given(request: Request) -> dict[str, str]:
-    """Of the names, labels and bytes of all pictures before anything is done to them, by split."""
+    """By split, a hash of the names, labels and bytes of all images as they are given."""
     request = dataclasses.replace(request, decode=False, short_side=None)
     return {
-        split: _add_up(picture.given for picture in _read(_Pictures(request, split), f"comparing {split}"))
+        split: _add_up(image.given for image in _read(_Images(request, split), f"comparing {split}"))
         for split in _splits(request.dataset)
     }
 
 
 def _read(source: Any, title: str) -> tqdm.tqdm:
-    """All of it in order, by threads."""
+    """All items in order, read by threads."""
     threads = os.cpu_count() or 1
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
     items = iter(grain.MapDataset.source(source).to_iter_dataset(options))
-    return tqdm.tqdm(items, title, len(source), unit=" pictures", disable=None)
+    return tqdm.tqdm(items, title, len(source), unit=" images", disable=None)
 
 
-class _Picture(NamedTuple):
-    """What becomes of a picture."""
+class _Converted(NamedTuple):
+    """What an image becomes."""
 
     given: int  # hash
-    example: dict[str, Any] | None = None  # for TFDS; None if it cannot be read
+    example: dict[str, Any] | None = None  # for TFDS; None if the image cannot be read
     kept: int = 0  # hash
     shrunk: bool = False
     error: str | None = None
 
 
-class _Pictures:
-    """The pictures of a split, in the order of their records."""
+class _Images:
+    """The images of a split, converted, in the order of the records."""
 
     def __init__(self, request: Request, split: str):
         self._request, self._source = request, _splits(request.dataset)[split]
@@ -254,7 +255,7 @@ class _Pictures:
     def __len__(self) -> int:
         return len(self._order)
 
-    def __getitem__(self, index: int) -> _Picture:
+    def __getitem__(self, index: int) -> _Converted:
         index = self._order[index]
         path, label = self._source.paths[index].item(), self._source.labels[index]
         label = tuple(int(number) for number in label) if self._request.dataset.multilabel else int(label)
@@ -263,27 +264,28 @@ class _Pictures:
             encoded = self._source[index]["image"]
             stored = self._convert(encoded)
         except UnreadableExample as error:
-            return _Picture(_hash(path, label, encoded), error=f"{os.fsdecode(path)}: {error.reason}")
+            return _Converted(_hash(path, label, encoded), error=f"{os.fsdecode(path)}: {error.reason}")
         example = {"image": stored, self._request.label: label, "file_name": path}
-        return _Picture(_hash(path, label, encoded), example, _hash(label, stored), shrunk=stored is not encoded)
+        return _Converted(_hash(path, label, encoded), example, _hash(label, stored), stored is not encoded)
 
     def _convert(self, encoded: bytes) -> bytes:
-        """What to store: the same object, if nothing has to be done to it."""
-        if not self._request.decode:
+        """What to store: the same object if the image stays as it is."""
+        request = self._request
+        if not request.decode:
             return encoded
-        image, short_side = decoding.decode(encoded, name=""), self._request.short_side
-        if short_side is None or min(image.shape[:2]) <= short_side:
+        image = decoding.decode(encoded, name="", background=request.background)
+        if request.short_side is None or min(image.shape[:2]) <= request.short_side:
             return encoded
-        return shrink(image, short_side, orientation=_read_orientation(encoded))
+        return shrink(image, request.short_side, orientation=_read_orientation(encoded))
 
 
 def shrink(image: np.ndarray, short_side: int, *, orientation: int | None = None) -> bytes:
-    """A JPEG of quality 95 of an image shrunk by averaging, aspect ratio kept.
+    """A JPEG of quality 95 of an image that is shrunk by averaging and keeps its aspect ratio.
 
     Args:
       image: uint8[H, W, 3].
       short_side: of the result, in pixels.
-      orientation: how the camera was held, to be noted in the file; see EXIF.
+      orientation: to be written into the EXIF data: how the camera was held.
     """
     scale = short_side / min(image.shape[:2])
     height, width = (round(scale * length) for length in image.shape[:2])
@@ -300,39 +302,22 @@ def _read_orientation(encoded: bytes) -> int | None:
     try:
         with Image.open(io.BytesIO(encoded)) as image:
             return image.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # whatever Pillow makes of broken EXIF data; the pixels could be read
+    except Exception:  # Pillow raises all kinds for broken EXIF data; the pixels could be read
         return None
 
 
-@dataclasses.dataclass
-class _Tally:
-    """Sums over the pictures of a split."""
-
-    given: int = 0
-    kept: int = 0
-    count: int = 0
-    shrunk: int = 0
-    errors: list[str] = dataclasses.field(default_factory=list)
-
-    def add(self, picture: _Picture) -> None:
-        self.given += picture.given
-        self.kept += picture.kept
-        self.count += picture.example is not None
-        self.shrunk += picture.shrunk
-        self.errors += [picture.error] if picture.error else []
-
-
 class _Builder(tfds.core.ShardBasedBuilder, skip_registration=True):
-    """What TFDS asks for the pictures; the names of its methods are TFDS's.
+    """The builder that TFDS asks for the images; the names of its methods are TFDS's.
 
     Attributes:
-      noted: what metadata.json says of the set, when it has been written.
+      noted: what metadata.json says of the set, once it has been written.
     """
 
     def __init__(self, request: Request, directory: pathlib.Path):
         self.name, self.VERSION = request.name, tfds.core.Version(request.version)
         self._request = request
-        self._tallies = {split: _Tally() for split in _splits(request.dataset)}
+        self._sums = {split: collections.Counter() for split in _splits(request.dataset)}
+        self._errors: list[str] = []
         self.noted: dict[str, Any] = {}
         super().__init__(data_dir=directory, file_format=records.FORMAT)
 
@@ -357,39 +342,40 @@ class _Builder(tfds.core.ShardBasedBuilder, skip_registration=True):
     def _shards(self, split: str, source: Source) -> list[Callable[[], Iterator]]:
         count = shard_utils.ShardConfig().get_number_shards(_count_bytes(source), len(source))
         ends = shard_utils.get_shard_boundaries(len(source), count)
-        lengths = [*np.diff([0, *ends[:-1]]).tolist(), None]  # the last takes what is left
-        pictures = iter(_read(_Pictures(self._request, split), f"writing {split}"))
-        return [functools.partial(self._examples, split, itertools.islice(pictures, length)) for length in lengths]
+        lengths = [*np.diff([0, *ends[:-1]]).tolist(), None]  # the last file takes the rest
+        images = iter(_read(_Images(self._request, split), f"writing {split}"))
+        return [functools.partial(self._examples, split, itertools.islice(images, length)) for length in lengths]
 
-    def _examples(self, split: str, pictures: Iterable[_Picture]) -> Iterator[tuple[int, dict[str, Any]]]:
-        for number, picture in enumerate(pictures):
-            self._tallies[split].add(picture)
-            if picture.example is not None:
-                yield number, picture.example
+    def _examples(self, split: str, images: Iterable[_Converted]) -> Iterator[tuple[int, dict[str, Any]]]:
+        for number, image in enumerate(images):
+            self._sums[split].update(given=image.given, kept=image.kept, shrunk=image.shrunk)
+            self._errors += [image.error] if image.error else []
+            if image.example is not None:
+                self._sums[split]["count"] += 1
+                yield number, image.example
 
     def _example_writer(self) -> "_Writer":
         return _Writer(file_format=self.info.file_format)
 
     def _download_and_prepare(self, **settings: Any) -> None:
         super()._download_and_prepare(**settings)
-        tallies = self._tallies
-        errors = [error for tally in tallies.values() for error in tally.errors]
+        sums, errors = self._sums, self._errors
         if errors and not self._request.skip_unreadable:
-            raise ValueError(_describe(errors))
-        if empty := [split for split, tally in tallies.items() if not tally.count]:
-            raise ValueError(f"no picture for {empty[0]!r} can be read; the first: {errors[0]}")
+            raise UserError(_describe(errors))
+        if empty := [split for split in sums if not sums[split]["count"]]:
+            raise UserError(f"no image for {empty[0]!r} can be read; the first: {errors[0]}")
         self.noted = {
             "settings": self._request.settings,
-            "given": {split: _add_up([tally.given]) for split, tally in tallies.items()},
-            "kept": {split: _add_up([tally.kept]) for split, tally in tallies.items()},
-            "shrunk": sum(tally.shrunk for tally in tallies.values()),
+            "given": {split: _add_up([sums[split]["given"]]) for split in sums},
+            "kept": {split: _add_up([sums[split]["kept"]]) for split in sums},
+            "shrunk": sum(sums[split]["shrunk"] for split in sums),
             "left_out": errors,
         }
         self.info.metadata[records.METADATA] = self.noted
 
 
 class _Writer(tfds.core.ExampleWriter):
-    """Says OSError where array_record says RuntimeError: for a full disk and the like."""
+    """Raises OSError instead of array_record's RuntimeError, for a full disk and the like."""
 
     def write(self, path: Any, examples: Iterable) -> Any:
         try:
@@ -405,8 +391,6 @@ def _count_bytes(source: ImageFiles | Archive) -> int:
 
 
 def _describe(errors: Sequence[str]) -> str:
+    first = f"unreadable images: {len(errors)}; repair or remove them, or leave them out with --skip-unreadable"
     more = [f"and {len(errors) - LISTED} more"] if len(errors) > LISTED else []
-    lines = [
-        f"unreadable pictures: {len(errors)}; repair or remove them, or leave them out with --skip-unreadable"
-    ]
-    return "\n  ".join([*lines, *errors[:LISTED], *more])
+    return "\n  ".join([first, *errors[:LISTED], *more])
