@@ -1,4 +1,4 @@
-"""Measures speed: whole steps, single layers, preparing images, and the same work in other libraries."""
+"""Measures speed: whole steps, single layers, and preparing images."""
 
 import argparse
 

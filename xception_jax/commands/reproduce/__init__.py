@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from xception_jax import loop
-from xception_jax.commands.benchmark import device
+from xception_jax.commands import device
 from xception_jax.commands.reproduce import figures, page, rows, speed, training
 from xception_jax.commands.reproduce.targets import SCALES, SEEDS, TARGETS, Target
 from xception_jax.commands.reproduce.training import Job
@@ -117,10 +117,9 @@ def _report(name: str, jobs: Sequence[Job], out: pathlib.Path, arguments: argpar
     """Writes NAME.csv, NAME.png and NAME.md, and says so; an earlier page of more runs stays as it is."""
     target, scale, path = TARGETS[name], arguments.scale, out / f"{name}.md"
     labels = {network.run: network.label for network in target.networks}
-    environment = device.environment()
     about = {
-        "command": environment["command"],
-        "written": f"by commit {environment['commit'] or 'unknown'} on {device.name(environment)}",
+        "command": device.command(),
+        "written": f"by commit {device.commit() or 'unknown'} on {device.name()}",
         "plot": f"{name}.png",
     }
     if target.kind == "speed":

@@ -5,9 +5,9 @@ import statistics
 from collections.abc import Mapping
 
 from xception_jax import state
-from xception_jax.commands.benchmark import device
-from xception_jax.commands.benchmark.workload import WARM_UP, Step, Workload
+from xception_jax.commands import device
 from xception_jax.commands.reproduce.rows import Row
+from xception_jax.commands.steps import Step, Workload
 
 COLUMNS = ("run", "round", "seconds", "batch", "image_size", "dtype", "device", "cpu", "cores", "busy", "commit")
 PAPER = {"inception_v3": (23_626_728, 31), "xception": (22_855_952, 28)}  # parameters, steps a second on 60 K80
@@ -38,22 +38,19 @@ def workload(run: str, scale: str) -> Workload:
 
 
 def size(run: str) -> Size:
-    """Of the paper's network, whatever the scale."""
-    _, params, batch_stats = state.split(workload(run, "full").abstract_model())
-    return Size(state.count(params), state.count(params) + state.count(batch_stats))
+    """Counts the parameters of the paper's network, whatever the scale."""
+    _, params, model_state = state.split(workload(run, "full").abstract_model())
+    return Size(state.count(params), state.count(params) + state.count(model_state))
 
 
 def measure(scale: str) -> list[Row]:
-    """Rows of COLUMNS: the seconds of training steps, one of each network after the other."""
+    """Rows of COLUMNS with the seconds of training steps: one step of each network in turn."""
     steps = {run: Step(workload(run, scale), "train") for run in PAPER}
-    for step in steps.values():
-        for _ in range(WARM_UP):
-            step()
     batch, image_size, dtype, rounds = WORK[scale]
-    measured = [(run, number, step()[1]) for number in range(rounds) for run, step in steps.items()]
-    environment = device.environment()
-    fixed = {"batch": batch, "image_size": image_size, "dtype": dtype}
-    fixed |= {key: environment[key] for key in ("device", "cpu", "cores", "busy", "commit")}
+    measured = [(run, number, step()) for number in range(rounds) for run, step in steps.items()]
+    busy = device.busy_share()
+    fixed = {"batch": batch, "image_size": image_size, "dtype": dtype, **device.facts()}
+    fixed |= {"busy": "" if busy is None else f"{busy:.2f}", "commit": device.commit()}
     return [{"run": run, "round": number, "seconds": seconds, **fixed} for run, number, seconds in measured]
 
 

@@ -1,40 +1,18 @@
-"""Keras's side of `benchmark step --against keras`. Runs by its path in any python that has keras and jax.
+"""Keras's side of a race of steps. Runs by its path in any python that has keras and jax.
 
-It reads and writes what ../versus.py says; argv[1] is a JSON object with model, mode, batch, image_size, classes
-and amp (bfloat16 computation). The steps are Keras's own for JAX, jitted, with images that are on the device
-already and a loss that stays there: `fit` would add the transfers.
+argv[1] is a JSON object with model, mode, batch, image_size, classes and amp (bfloat16 computation). The steps are
+Keras's own for JAX, jitted, with images that are on the device already and a loss that stays there: `fit` would
+add the transfers.
 """
 
-import importlib
-import json
 import os
-import sys
-import time
 
-WARM_UP = 2
+import protocol
 
 
-def main() -> None:
-    """A step for each line read."""
-    start = time.perf_counter()
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # what else is printed must not come between the answers
-    os.environ["KERAS_BACKEND"] = "jax"
-    try:
-        jax, keras = importlib.import_module("jax"), importlib.import_module("keras")
-    except ModuleNotFoundError as error:
-        print(json.dumps({"missing": error.name}), file=answers)
-        return
-    options = json.loads(sys.argv[1])
-    step = (train_step if options["mode"] == "train" else inference_step)(jax, keras, options)
-    for _ in range(WARM_UP):
-        step()
-    versions = {"keras": keras.__version__, "jax": jax.__version__}
-    print(json.dumps({"setup_seconds": time.perf_counter() - start, "versions": versions}), file=answers)
-    for _ in sys.stdin:
-        start = time.perf_counter()
-        step()
-        print(json.dumps({"seconds": time.perf_counter() - start}), file=answers)
+def make_step(keras, jax, options):
+    """A function that runs one step and waits for it."""
+    return (train_step if options["mode"] == "train" else inference_step)(jax, keras, options)
 
 
 def make_model(jax, keras, options):
@@ -98,4 +76,5 @@ def normalize(image):
 
 
 if __name__ == "__main__":
-    main()
+    os.environ["KERAS_BACKEND"] = "jax"
+    protocol.serve(["keras", "jax"], make_step)

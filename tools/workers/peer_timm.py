@@ -1,41 +1,16 @@
-"""timm's side of `benchmark step --against timm`. Runs by its path in any python that has torch and timm.
+"""timm's side of a race of steps. Runs by its path in any python that has torch and timm.
 
-It reads and writes what ../versus.py says; argv[1] is a JSON object with model, mode, batch, image_size, classes,
-compile (torch.compile) and amp (bfloat16 by autocast).
+argv[1] is a JSON object with model, mode, batch, image_size, classes, compile (torch.compile) and amp (bfloat16 by
+autocast).
 """
 
 import contextlib
-import importlib
-import json
 import os
-import sys
-import time
 
-WARM_UP = 2
+import protocol
 
 
-def main() -> None:
-    """A step for each line read."""
-    start = time.perf_counter()
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # what else is printed must not come between the answers
-    try:
-        torch, timm = importlib.import_module("torch"), importlib.import_module("timm")
-    except ModuleNotFoundError as error:
-        print(json.dumps({"missing": error.name}), file=answers)
-        return
-    step = make_step(torch, timm, json.loads(sys.argv[1]))
-    for _ in range(WARM_UP):
-        step()
-    versions = {"timm": timm.__version__, "torch": torch.__version__}
-    print(json.dumps({"setup_seconds": time.perf_counter() - start, "versions": versions}), file=answers)
-    for _ in sys.stdin:
-        start = time.perf_counter()
-        step()
-        print(json.dumps({"seconds": time.perf_counter() - start}), file=answers)
-
-
-def make_step(torch, timm, options):
+def make_step(timm, torch, options):
     """A function that runs one step and waits for it."""
     torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
     torch.backends.cudnn.benchmark = True  # pick the fastest convolutions
@@ -74,4 +49,4 @@ def make_step(torch, timm, options):
 
 
 if __name__ == "__main__":
-    main()
+    protocol.serve(["timm", "torch"], make_step)

@@ -1,0 +1,30 @@
+"""Races this package against other libraries, or against another checkout of itself; see tools/README.md."""
+
+import argparse
+import sys
+
+from racing import commits, images, peers
+
+from xception_jax.errors import TrainingError, UserError
+
+RACES = {"step": peers, "data": images, "commits": commits}
+
+
+def main() -> None:
+    """Runs the race; a mistake is one line and exit code 2, a worker that fails one line and 1."""
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    subparsers = parser.add_subparsers(dest="race", required=True)
+    for name, module in RACES.items():
+        module.add_arguments(subparsers.add_parser(name, help=module.__doc__, description=module.__doc__))
+    arguments = parser.parse_args()
+    try:
+        RACES[arguments.race].run(arguments)
+    except (UserError, TrainingError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, UserError) else 1)
+    except KeyboardInterrupt:
+        sys.exit("interrupted")
+
+
+if __name__ == "__main__":
+    main()
