@@ -537,7 +537,7 @@ class TestResize:
             np.testing.assert_array_equal(resize(image, (4, 4), method=method, box=box), expected)
 
     def test_an_unknown_method_is_refused(self):
-        with pytest.raises(ValueError, match=r"resize = 'lanczos': choose one of \['area', .*'tf1_bilinear'\]"):
+        with pytest.raises(SettingError, match=r"resize = 'lanczos': choose one of \['area', .*'tf1_bilinear'\]"):
             resize(random_image(4, 4), (4, 4), method="lanczos")
 
 
@@ -612,21 +612,21 @@ class TestPresets:
         ],
     )
     def test_a_wrong_setting_is_refused(self, settings, message):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(SettingError, match=message):
             evaluation_image(random_image(8, 8), image_size=4, **PRESETS["slim"] | settings)
 
 
 @pytest.mark.parametrize("orientation", [False, True])
-def test_tiff_pictures_are_turned_in_any_case(orientation):
-    picture, exif, buffer = Image.new("RGB", (40, 20), (9, 80, 200)), Image.Exif(), io.BytesIO()
+def test_tiff_images_are_turned_in_any_case(orientation):
+    image, exif, buffer = Image.new("RGB", (40, 20), (9, 80, 200)), Image.Exif(), io.BytesIO()
     exif[274] = 6  # the camera was held upright
-    picture.save(buffer, "TIFF", exif=exif)
+    image.save(buffer, "TIFF", exif=exif)
     pixels = decode(buffer.getvalue(), name="x", orientation=orientation)
     assert pixels.shape == (40, 20, 3)
 
 
 @pytest.mark.parametrize("shape", [(3, 90), (90, 3)])
-def test_very_long_pictures_are_cut_before_they_are_enlarged(shape):
+def test_very_long_images_are_cut_before_they_are_enlarged(shape):
     pixels = np.random.default_rng(0).integers(256, size=(*shape, 3), dtype=np.uint8)
     middle = pixels[:, 30:60] if shape[0] == 3 else pixels[30:60]
     settings = {"image_size": 12, "crop": "shorter_side", "crop_fraction": 0.8, "resize": "pillow_bilinear"}

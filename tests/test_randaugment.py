@@ -7,6 +7,7 @@ from sklearn.datasets import load_sample_image
 
 from xception_jax.data.images import randaugment
 from xception_jax.data.images.randaugment import OPERATIONS, Operation, rand_augment
+from xception_jax.errors import SettingError
 
 HEIGHT, WIDTH = 40, 60
 OF_THE_PAPER = {
@@ -61,13 +62,13 @@ class TestOperations:
     )
     @pytest.mark.parametrize("magnitude, factors", [(10, (0.1, 1.9)), (5, (0.55, 1.45))])
     def test_enhancements_lessen_or_strengthen(self, monkeypatch, name, enhance, magnitude, factors):
-        picture = Image.fromarray(photograph())
-        assert_results(monkeypatch, name, magnitude, [enhance(picture).enhance(factor) for factor in factors])
+        pil_image = Image.fromarray(photograph())
+        assert_results(monkeypatch, name, magnitude, [enhance(pil_image).enhance(factor) for factor in factors])
 
     @pytest.mark.parametrize("magnitude, degrees", [(10, 30), (4, 12)])
     def test_rotation(self, monkeypatch, magnitude, degrees):
-        gray, picture = (128, 128, 128), Image.fromarray(photograph())
-        expected = [picture.rotate(sign * degrees, fillcolor=gray) for sign in (-1, 1)]
+        gray, pil_image = (128, 128, 128), Image.fromarray(photograph())
+        expected = [pil_image.rotate(sign * degrees, fillcolor=gray) for sign in (-1, 1)]
         assert_results(monkeypatch, "rotate", magnitude, expected)
 
     @pytest.mark.parametrize("magnitude, slope", [(10, 0.3), (5, 0.15)])
@@ -94,11 +95,11 @@ class TestOperations:
     @pytest.mark.parametrize("magnitude", [0, 10])
     def test_histogram_operations_have_no_magnitude(self, monkeypatch, magnitude):
         image = photograph() // 2 + 20
-        picture = Image.fromarray(image)
+        pil_image = Image.fromarray(image)
         for name, function in [("autocontrast", ImageOps.autocontrast), ("equalize", ImageOps.equalize)]:
             assert (
                 results(monkeypatch, name, magnitude, image)
-                == {np.asarray(function(picture)).tobytes()}
+                == {np.asarray(function(pil_image)).tobytes()}
                 != {image.tobytes()}
             )
 
@@ -127,7 +128,7 @@ class TestRandAugment:
         drawn = []
 
         def record(name):
-            return Operation(lambda picture, _: drawn.append(name) or picture)
+            return Operation(lambda image, _: drawn.append(name) or image)
 
         monkeypatch.setattr(randaugment, "OPERATIONS", {name: record(name) for name in OPERATIONS})
         rng, image = np.random.default_rng(0), photograph()
@@ -139,9 +140,9 @@ class TestRandAugment:
 
     def test_operations_follow_one_another(self, monkeypatch):
         monkeypatch.setattr(randaugment, "OPERATIONS", {"brightness": OPERATIONS["brightness"]})
-        picture, expected = Image.fromarray(photograph()), set()
+        pil_image, expected = Image.fromarray(photograph()), set()
         for factors in [(0.1, 0.1), (0.1, 1.9), (1.9, 0.1), (1.9, 1.9)]:
-            once = ImageEnhance.Brightness(picture).enhance(factors[0])
+            once = ImageEnhance.Brightness(pil_image).enhance(factors[0])
             expected.add(np.asarray(ImageEnhance.Brightness(once).enhance(factors[1])).tobytes())
         rng = np.random.default_rng(0)
         actual = {rand_augment(photograph(), rng, num_ops=2, magnitude=10).tobytes() for _ in range(50)}
@@ -157,5 +158,5 @@ class TestRandAugment:
     @pytest.mark.parametrize("name, value", [("magnitude", -1), ("magnitude", 10.5), ("num_ops", -1)])
     def test_a_value_out_of_range_is_named(self, name, value):
         settings = {"num_ops": 2, "magnitude": 9} | {name: value}
-        with pytest.raises(ValueError, match=rf"^{name} = {value}: must be"):
+        with pytest.raises(SettingError, match=rf"^{name} = {value}: must be"):
             rand_augment(photograph(), np.random.default_rng(0), **settings)

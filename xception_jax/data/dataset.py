@@ -67,11 +67,6 @@ class Dataset:
     class_weights: tuple[float, ...] | None = None
     notes: tuple[str, ...] = ()
 
-    @property
-    def channels(self) -> int:
-        """Number of channels of decoded images."""
-        return self.model_settings.get("in_channels", 3)
-
     def fingerprint(self) -> str:
         """16 hexadecimal digits that change with the examples, their labels or the classes, not with the folder.
 

@@ -28,8 +28,6 @@ LEFT_TO_PILLOW = (PNG, b"GIF8")
 WEBP_FLAGS = {b"VP8X": 20, b"VP8L": 24}  # place of the byte whose bit 4 says that there is alpha, by first chunk
 SIGNATURES = (*LEFT_TO_PILLOW, JPEG, b"RIFF", b"BM")
 
-UnreadableImage = UnreadableExample  # until all callers use the new name
-
 
 def decode(encoded: bytes, *, name: str, orientation: bool = False, background: str = "black") -> np.ndarray:
     """The pixels of a JPEG, PNG, WebP, BMP or GIF file, or of another format that OpenCV or Pillow reads.

@@ -1,4 +1,4 @@
-"""From an image of any size to the model's, as the library of your choice would do it; presets of evaluation."""
+"""Resizing images to the model's size as various libraries do, and the presets of evaluation."""
 
 import functools
 import math
@@ -9,36 +9,37 @@ import cv2
 import numpy as np
 from PIL import Image
 
-Box = tuple[float, float, float, float]
-LONGEST = 10  # of a picture's longer side, in shorter sides, for "shorter_side"
+from xception_jax.errors import SettingError
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
+MAX_ASPECT = 10  # longer side by shorter side, for "shorter_side"
 
 
 def resize(image: np.ndarray, size: tuple[int, int], *, method: str, box: Box | None = None) -> np.ndarray:
     """Resizes the part `box` of an image to `size`.
 
     Args:
-      image: uint8[H, W, C], C 1 or 3; strides are free, so it may be a crop.
+      image: uint8[H, W, C], C 1 or 3; any strides, so it may be a view of a larger image.
       size: (height, width) of the result in pixels.
       method: a key of `METHODS`:
-        "pillow_nearest", "pillow_bilinear", "pillow_bicubic": Pillow's `Image.resize`; the latter two average over
-          all pixels below a new one (antialiasing). Fractional boxes.
+        "pillow_nearest", "pillow_bilinear", "pillow_bicubic": Pillow's `Image.resize`. The latter two average over
+          all pixels that a new pixel covers (antialiasing). Boxes may be fractional.
         "nearest", "bilinear", "bicubic": OpenCV's, from the nearest 1, 4 or 16 pixels however much the image
-          shrinks. Boxes are rounded to whole pixels.
-        "area": OpenCV's mean over the area of a new pixel; "bilinear" where a side grows. Boxes as there.
-        "tf1_bilinear": TensorFlow 1's `resize_bilinear(align_corners=False)`: from 4 pixels, but the new pixel i
-          lies at i H / h, not at (i + 1/2) H / h - 1/2, which moves the picture by a part of a pixel. Rounded.
-          Boxes as there.
-      box: (left, top, right, bottom) in pixels; None = all of the image.
+          shrinks. Boxes are rounded to whole pixels, here and below.
+        "area": OpenCV's mean over the area of a new pixel; "bilinear" if a side grows.
+        "tf1_bilinear": TensorFlow 1's `resize_bilinear(align_corners=False)`, rounded: from 4 pixels, with the new
+          pixel i at i H / h instead of (i + 1/2) H / h - 1/2, which shifts the image by a part of a pixel.
+      box: None = the whole image.
 
     Returns:
       uint8[h, w, C]; the image itself if the box is all of it and its size is right.
 
     Raises:
-      ValueError: for an unknown method.
+      SettingError: for an unknown method.
     """
     height, width = image.shape[:2]
     if method not in METHODS:
-        raise ValueError(f"resize = {method!r}: choose one of {sorted(METHODS)}")
+        raise SettingError("resize", method, f"choose one of {sorted(METHODS)}")
     box = (0, 0, width, height) if box is None else tuple(box)
     if box == (0, 0, width, height) and tuple(size) == (height, width):
         return image
@@ -47,8 +48,8 @@ def resize(image: np.ndarray, size: tuple[int, int], *, method: str, box: Box | 
 
 def _pillow(image: np.ndarray, size: tuple[int, int], box: Box, *, filter: Image.Resampling) -> np.ndarray:
     height, width, channels = *size, image.shape[2]
-    picture = Image.fromarray(image[..., 0] if channels == 1 else image)
-    return np.array(picture.resize((width, height), filter, box=box)).reshape(height, width, channels)
+    pil_image = Image.fromarray(image[..., 0] if channels == 1 else image)
+    return np.array(pil_image.resize((width, height), filter, box=box)).reshape(height, width, channels)
 
 
 def _opencv(image: np.ndarray, size: tuple[int, int], box: Box, *, interpolation: int) -> np.ndarray:
@@ -73,14 +74,14 @@ def _tf1_bilinear(image: np.ndarray, size: tuple[int, int], box: Box) -> np.ndar
 
 
 def _tf1_neighbors(length: int, new_length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For each new pixel: the pixels before and after it, int[n], and the weight of the latter, float32[n]."""
+    """For each new pixel, indices of the pixels before and after it, int[n], and the latter's weight, float[n]."""
     position = np.arange(new_length, dtype=np.float32) * np.float32(length / new_length)
     before = np.minimum(position.astype(np.int64), length - 1)
     return before, np.minimum(before + 1, length - 1), position - before.astype(np.float32)
 
 
 def _crop(image: np.ndarray, box: Box) -> np.ndarray:
-    """A view of the box, rounded to whole pixels, one at least."""
+    """A view of the box, rounded to whole pixels, at least one."""
     height, width = image.shape[:2]
     left, top = min(round(box[0]), width - 1), min(round(box[1]), height - 1)
     right, bottom = max(round(box[2]), left + 1), max(round(box[3]), top + 1)
@@ -98,7 +99,7 @@ METHODS: dict[str, Callable[[np.ndarray, tuple[int, int], Box], np.ndarray]] = {
     "tf1_bilinear": _tf1_bilinear,
 }
 
-# Described at `evaluation_image`.
+# See `evaluation_image`.
 PRESETS: dict[str, dict[str, Any]] = {
     "slim": {"crop": "central", "crop_fraction": 0.875, "resize": "tf1_bilinear"},
     "timm": {"crop": "shorter_side", "crop_fraction": 0.897, "resize": "pillow_bicubic"},
@@ -109,10 +110,10 @@ PRESETS: dict[str, dict[str, Any]] = {
 def evaluation_image(
     image: np.ndarray, *, image_size: int, crop: str, crop_fraction: float, resize: str
 ) -> np.ndarray:
-    """The part of an image that a model is evaluated on, in the model's size.
+    """The part of an image that a model is evaluated on, resized to the model's size.
 
-    `PRESETS` has the last three arguments for three ways to measure Xception's published weights. What each gives
-    on ImageNet's 50,000 validation images at 299 pixels, one crop each, top-1 and top-5 in percent:
+    `PRESETS` has the last three arguments for three ways to measure Xception's published weights. They give these
+    top-1 and top-5 accuracies in percent on ImageNet's 50,000 validation images, at 299 pixels and one crop each:
 
     * "slim": 77.96, 94.10, as users of the weights report. TF-Slim's Inception preprocessing, except that Slim
       does not round the resized pixels.
@@ -123,11 +124,13 @@ def evaluation_image(
     Args:
       image: uint8[H, W, C], C 1 or 3.
       image_size: height and width of the result in pixels.
-      crop: "central": `crop_fraction` of the height and of the width around the center, to whole pixels as
-        TensorFlow's `central_crop` takes them, resized without keeping the aspect ratio.
-        "shorter_side": resized, keeping the aspect ratio, until the shorter side has image_size / crop_fraction
-        pixels, rounded down; of that the central square (torchvision's `Resize` and `CenterCrop`). Pictures more
-        than ten times as long as wide are first cut to that, lest they grow beyond the memory.
+      crop: a key of `EVAL_CROPS`:
+        "central": `crop_fraction` of the height and of the width around the center, in whole pixels like
+          TensorFlow's `central_crop`, resized without keeping the aspect ratio.
+        "shorter_side": resized, keeping the aspect ratio, so that the shorter side has image_size / crop_fraction
+          pixels, rounded down; the central square of that (torchvision's `Resize` and `CenterCrop`). An image more
+          than ten times as long as wide is first cut to that aspect ratio, because the resized image could be too
+          large for the memory.
       crop_fraction: in (0, 1].
       resize: a key of `METHODS`.
 
@@ -135,13 +138,13 @@ def evaluation_image(
       uint8[image_size, image_size, C].
 
     Raises:
-      ValueError: for an unknown crop or method, or a fraction out of range.
+      SettingError: for an unknown crop or method, or a fraction out of range.
     """
-    if crop not in CROPS:
-        raise ValueError(f"crop = {crop!r}: choose one of {sorted(CROPS)}")
+    if crop not in EVAL_CROPS:
+        raise SettingError("crop", crop, f"choose one of {sorted(EVAL_CROPS)}")
     if not 0 < crop_fraction <= 1:
-        raise ValueError(f"crop_fraction = {crop_fraction}: choose a number above 0, at most 1")
-    return CROPS[crop](image, image_size, crop_fraction, resize)
+        raise SettingError("crop_fraction", crop_fraction, "choose a number above 0, at most 1")
+    return EVAL_CROPS[crop](image, image_size, crop_fraction, resize)
 
 
 def _central(image: np.ndarray, image_size: int, fraction: float, method: str) -> np.ndarray:
@@ -152,8 +155,8 @@ def _central(image: np.ndarray, image_size: int, fraction: float, method: str) -
 
 def _shorter_side(image: np.ndarray, image_size: int, fraction: float, method: str) -> np.ndarray:
     height, width = image.shape[:2]
-    if max(height, width) > LONGEST * min(height, width):
-        half = LONGEST * min(height, width) // 2
+    if max(height, width) > MAX_ASPECT * min(height, width):
+        half = MAX_ASPECT * min(height, width) // 2
         top, left = max(height // 2 - half, 0), max(width // 2 - half, 0)
         image = image[top : top + 2 * half, left : left + 2 * half]
         height, width = image.shape[:2]
@@ -165,4 +168,4 @@ def _shorter_side(image: np.ndarray, image_size: int, fraction: float, method: s
     return resized[top : top + image_size, left : left + image_size]
 
 
-CROPS = {"central": _central, "shorter_side": _shorter_side}
+EVAL_CROPS = {"central": _central, "shorter_side": _shorter_side}
