@@ -10,6 +10,7 @@ import numpy as np
 from xception_jax import metrics, state
 from xception_jax import step as step_lib
 from xception_jax.errors import TrainingError, UserError
+from xception_jax.run import hosts
 from xception_jax.task import Task
 
 PyTree = Any
@@ -39,7 +40,7 @@ def evaluate(
     *,
     stop: Callable[[], bool] | None = None,
 ) -> Evaluation | None:
-    """Evaluates every set of weights on all validation examples.
+    """Evaluates every set of weights on all validation examples, on all hosts.
 
     Args:
       eval_step: compiled, from `lower_eval_step`.
@@ -53,7 +54,7 @@ def evaluate(
     """
     pending = []
     with contextlib.closing(task.evaluation_batches()) as batches:
-        while (batch := next_batch(batches)) is not None:
+        while (batch := hosts.agree(lambda: next_batch(batches))) is not None:
             if stop is not None and stop():
                 return None
             placed = task.layout.place(batch)

@@ -19,10 +19,11 @@ from ml_collections import ConfigDict
 from xception_jax import evaluation, optim, recipe, report, state
 from xception_jax import step as step_lib
 from xception_jax import task as task_lib
+from xception_jax.data.pipeline import Batch
 from xception_jax.errors import SettingError, TrainingError, UserError
 from xception_jax.evaluation import Evaluation
 from xception_jax.recipe import Recipe
-from xception_jax.run import memory, workdir
+from xception_jax.run import hosts, memory, workdir
 from xception_jax.run.checkpoint import Checkpoints, DamagedCheckpoints
 from xception_jax.run.interrupt import StopRequest
 from xception_jax.run.writers import Console, Writers
@@ -136,23 +137,31 @@ def train(config: ConfigDict, directory: str | os.PathLike) -> Result:
     Raises:
       UserError: for a mistake in the recipe or the directory, before anything is compiled.
       TrainingError: if training cannot go on; what was saved stays.
+      KeyboardInterrupt: for a second Ctrl-C; what was saved stays.
+      An error of one host is raised on all hosts.
     """
     use_compilation_cache()
-    checked, directory = recipe.parse(config), pathlib.Path(directory)
+    directory = pathlib.Path(directory)
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopRequest())
-        task = task_lib.build(checked)
-        training = make_training(task)
-        stack.enter_context(open_workdir(directory, task.recipe))
-        checkpoints = Checkpoints(directory / "checkpoints", keep=task.recipe.checkpoints_to_keep)
+        task = task_lib.build(hosts.agree(lambda: recipe.parse(config)))
+        training = hosts.agree(lambda: make_training(task))
+        hosts.agree(lambda: stack.enter_context(open_workdir(directory, task.recipe)))
+        checkpoints = Checkpoints(directory / workdir.CHECKPOINTS, keep=task.recipe.checkpoints_to_keep)
         try:
             return _Run(task, training, directory, checkpoints, stop).train()
-        except OSError as error:  # a full disk, above all
-            raise TrainingError(
-                f"{error}; checkpoints kept: {checkpoints.steps()}; mend this and run the same command to go on"
-            ) from error
+        except OSError as error:
+            raise _disk_error(error, checkpoints) from error
         finally:
             checkpoints.close()
+
+
+def _disk_error(error: OSError, checkpoints: Checkpoints) -> TrainingError:
+    """The failure of a disk, for example a full one, with what was saved and what to do."""
+    return TrainingError(
+        f"{error}; checkpoints kept: {checkpoints.steps()}; free or repair the disk and run the same command to go"
+        " on"
+    )
 
 
 @contextlib.contextmanager
@@ -200,13 +209,9 @@ class _Run:
         steps = self._compile(train_state)
         if steps is None:
             return self._interrupted(start_step, train_state)
-        writers = Writers(
-            self.directory,
-            start_step=start_step,
-            evaluated=measured is not None,
-            console=self.console,
-            enabled=self.first_host,
-        )
+        evaluated = measured is not None
+        options = {"start_step": start_step, "evaluated": evaluated, "enabled": self.first_host}
+        writers = hosts.agree(lambda: Writers(self.directory, console=self.console, **options))
         try:
             return self._train(train_state, start_step, measured, *steps, writers)
         finally:
@@ -222,40 +227,66 @@ class _Run:
         writers: Writers,
     ) -> Result:
         """The loop proper; the metrics are read back and checked before anything is evaluated or saved."""
-        training, total = self.training, self.training.total_steps
-        if (
-            measured is None
-            and start_step
-            and (start_step >= total or training.due(start_step, training.evaluate_every))
-        ):
-            measured = self._evaluate(eval_step, train_state, start_step, writers)  # was interrupted before
+        training, total, evaluate_every = self.training, self.training.total_steps, self.training.evaluate_every
+        if start_step and measured is None and (start_step >= total or training.due(start_step, evaluate_every)):
+            measured = self._repeat_evaluation(eval_step, train_state, start_step, writers)
+            if measured is None:
+                return self._interrupted(start_step, train_state)
         key = self._on_all_devices(lambda: jax.random.key(self.recipe.seed))
         progress = report.Progress(self.task, training.schedule, total, writers)
         self.console.start(step=start_step, total=total)
+        batch = None
         with contextlib.closing(self.task.train_batches(start_step)) as batches:
             for step in range(start_step + 1, total + 1):
                 with progress.waiting():
-                    batch = evaluation.next_batch(batches)
-                progress.name_unreadable(batch["unreadable"])
+                    batch = self._next_batch(batches, batch)
+                with self._on_this_host():
+                    progress.name_unreadable(batch["unreadable"])
                 placed = self.task.layout.place(batch)
                 with jax.transfer_guard("disallow"):
                     train_state, sums = train_step(train_state, placed, key)
                 progress.add(step, sums)
                 measured = None
                 if training.due(step, self.recipe.log_every_steps):
-                    self._check(progress.report, step)
-                evaluate = training.due(step, training.evaluate_every)
+                    with self._on_this_host():
+                        self._check(progress.report, step)
+                evaluate = training.due(step, evaluate_every)
                 if evaluate or training.due(step, training.checkpoint_every):
                     self._check(progress.check)
-                    with progress.paused(), self._saving(step, train_state) as record:
-                        if evaluate:
-                            measured = self._evaluate(eval_step, train_state, step, writers)
-                            record["evaluation"] = measured
+                    with progress.paused():
+                        measured = self._evaluate_and_save(
+                            eval_step if evaluate else None, train_state, step, writers
+                        )
                 if self.stop.agreed(step) and (step < total or measured is None):
                     self._check(progress.check)
                     return self._interrupted(step, train_state)
+        self.stop.raise_failures()
         self.checkpoints.wait()
         return self._result(train_state, max(start_step, total), measured)
+
+    def _next_batch(self, batches: Iterator[Batch], last: Batch | None) -> Batch:
+        """The next batch of this host; if one of several hosts has none, the last one until all hosts stop.
+
+        The hosts agree on their first batches only, since agreeing takes longer than a short step.
+        """
+        if last is None:
+            return hosts.agree(lambda: evaluation.next_batch(batches))
+        if not self.stop.failed:
+            try:
+                return evaluation.next_batch(batches)
+            except Exception as error:
+                if jax.process_count() == 1:
+                    raise
+                self.stop.fail(error)
+        return last
+
+    @contextlib.contextmanager
+    def _on_this_host(self) -> Iterator[None]:
+        """A failure of the disk inside, where hosts do not agree, ends the run on all hosts after a later step."""
+        try:
+            yield
+        except OSError as error:
+            self.stop.fail(_disk_error(error, self.checkpoints))
 
     def _check(self, check: Callable, *arguments: Any) -> None:
         """Calls `check`; a sum that is not finite ends the run with the last good checkpoint and a remedy."""
@@ -324,30 +355,52 @@ class _Run:
         stop = self.stop.local if jax.process_count() == 1 else None
         measured = evaluation.evaluate(self.task, eval_step, state.weight_sets(train_state), stop=stop)
         if measured is not None:
-            for weights, values in measured.items():
-                writers.write(step, weights, values)
-            text = report.describe(measured, len(self.task.dataset.validation))
-            writers.console.line(f"step {step}: {text}")
+            with self._on_this_host():
+                for weights, values in measured.items():
+                    writers.write(step, weights, values)
+                text = report.describe(measured, len(self.task.dataset.validation))
+                writers.console.line(f"step {step}: {text}")
         return measured
 
-    @contextlib.contextmanager
-    def _saving(self, step: int, train_state: state.TrainState) -> Iterator[dict[str, Evaluation | None]]:
-        """Saves a checkpoint at the end, with the "evaluation" put into the record; even if that failed."""
-        record = {"evaluation": None}
+    def _repeat_evaluation(
+        self, eval_step: Callable, train_state: state.TrainState, step: int, writers: Writers
+    ) -> Evaluation | None:
+        """Evaluates a checkpoint that was saved without evaluation, and adds the result to its record.
+
+        None if a stop was requested meanwhile.
+        """
+        measured = self._evaluate(eval_step, train_state, step, writers)
+        if measured is not None:
+            self.checkpoints.update_record(step, self._record(measured), self._score(measured))
+        return measured
+
+    def _evaluate_and_save(
+        self, eval_step: Callable | None, train_state: state.TrainState, step: int, writers: Writers
+    ) -> Evaluation | None:
+        """Evaluates, unless `eval_step` is None, and saves a checkpoint, even if the evaluation failed."""
+        self.stop.raise_failures()
+        measured = None
         try:
-            yield record
-        finally:
-            self._save(step, train_state, record["evaluation"])
+            if eval_step is not None:
+                measured = self._evaluate(eval_step, train_state, step, writers)
+        except Exception:
+            self._save(step, train_state, None)
+            raise
+        self._save(step, train_state, measured)
+        return measured
 
     def _save(self, step: int, train_state: state.TrainState, measured: Evaluation | None) -> None:
-        record = {
+        self.checkpoints.save(step, _trees(train_state), self._record(measured), self._score(measured))
+
+    def _record(self, measured: Evaluation | None) -> dict[str, Any]:
+        """The record of a checkpoint, from which `trained.load` builds the same inputs again."""
+        return {
             "evaluation": measured,
             "inputs": self.task.inputs.record(),
             "class_names": list(self.task.dataset.class_names),
             "multilabel": self.task.dataset.multilabel,
             "data": self.task.dataset.fingerprint(),
         }
-        self.checkpoints.save(step, _trees(train_state), record, self._score(measured))
 
     def _score(self, measured: Evaluation | None) -> float | None:
         """The metric by which checkpoints are compared, of the averaged weights if there are any."""
@@ -358,8 +411,9 @@ class _Run:
         if train_state is None:
             self.console.line("interrupted before there was anything to save; run the same command to begin again")
             return Result(0, None, 0, None, stopped=True)
+        self.stop.raise_failures()
         self.checkpoints.wait()
-        if step not in self.checkpoints.steps():
+        if step not in hosts.from_first_host(self.checkpoints.steps):
             self._save(step, train_state, None)
             self.checkpoints.wait()
         self.console.line(f"interrupted at step {step}, which is saved; run the same command to go on")

@@ -1,12 +1,12 @@
 """A recipe made concrete: its dataset, inputs, objective and layout, which training and evaluation share."""
 
 import dataclasses
+import json
 from collections.abc import Iterator
 
 import jax
 import numpy as np
 from flax import nnx
-from jax.experimental import multihost_utils
 
 from xception_jax import metrics, models, sharding
 from xception_jax.data import pipeline
@@ -14,6 +14,7 @@ from xception_jax.data.dataset import Dataset, Source
 from xception_jax.data.inputs import INPUTS, Inputs
 from xception_jax.errors import SettingError, UserError
 from xception_jax.recipe import Recipe
+from xception_jax.run import hosts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,19 +96,29 @@ class Task:
 
 
 def build(recipe: Recipe) -> Task:
-    """Loads the dataset, lays out the devices, and checks the recipe against both.
+    """Loads the dataset, lays out the devices, and checks the recipe against both, on all hosts.
 
     Raises:
       SettingError: for a setting that does not fit the data, the devices or the model.
-      UserError: if the hosts see different data.
+      UserError: if the hosts see different data, or one of them has such an error.
     """
-    cls = models.model_class(recipe.model_name)
-    modality = INPUTS[cls.INPUTS]
+    dataset = hosts.agree(lambda: _load(recipe))
+    _check_hosts(dataset)
+    return hosts.agree(lambda: _build(recipe, dataset))
+
+
+def _load(recipe: Recipe) -> Dataset:
     try:
-        dataset = load_dataset(recipe)
-        _check_hosts(dataset)
+        return load_dataset(recipe)
+    except SettingError as error:
+        raise error.within("config") from None
+
+
+def _build(recipe: Recipe, dataset: Dataset) -> Task:
+    cls = models.model_class(recipe.model_name)
+    try:
         recipe = _with_data(recipe, dataset)
-        inputs = modality.from_sections(recipe.sections(), recipe.model_settings, cls.PREPROCESSING)
+        inputs = INPUTS[cls.INPUTS].from_sections(recipe.sections(), recipe.model_settings, cls.PREPROCESSING)
         objective = _objective(recipe, dataset, inputs)
         layout = sharding.make_layout(recipe.mesh.model, num_classes=objective.num_classes)
         task = Task(recipe, dataset, inputs, objective, layout)
@@ -132,13 +143,16 @@ def _check_hosts(dataset: Dataset) -> None:
     """Raises UserError, on all hosts, unless they see the same examples: their steps would not be the same."""
     if jax.process_count() == 1:
         return
-    own = np.frombuffer(bytes.fromhex(dataset.fingerprint()), np.uint8)
-    lengths = np.array([len(dataset.train), len(dataset.validation)], np.int32)
-    prints, counts = multihost_utils.process_allgather((own, lengths))  # [hosts, 8], [hosts, 2]
-    if (prints != prints[0]).any():
+    fingerprint = hosts.agree(dataset.fingerprint)
+    seen = [
+        json.loads(text)
+        for text in hosts.gather(json.dumps([fingerprint, len(dataset.train), len(dataset.validation)]))
+    ]
+    if any(other != seen[0] for other in seen):
+        train, validation = ([counts[part] for counts in seen] for part in (1, 2))
         raise UserError(
-            f"config.data.root: the hosts see different data, {counts[:, 0].tolist()} examples to train on and"
-            f" {counts[:, 1].tolist()} to evaluate; give all of them the same files"
+            f"config.data.root: the hosts see different data, {train} examples to train on and {validation} to"
+            " evaluate; give all of them the same files"
         )
 
 

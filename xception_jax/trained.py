@@ -18,7 +18,7 @@ from xception_jax.data.inputs import INPUTS, Inputs
 from xception_jax.errors import UserError
 from xception_jax.recipe import Recipe
 from xception_jax.run import workdir
-from xception_jax.run.checkpoint import Checkpoints, first_line
+from xception_jax.run.checkpoint import Checkpoints, DamagedCheckpoints
 
 PyTree = Any
 
@@ -100,6 +100,7 @@ def load(directory: str | os.PathLike, *, checkpoint: str | int = "best", weight
 
     Raises:
       UserError: if there is no such run, checkpoint or weights, or the files are damaged.
+      TrainingError: if the disk cannot be read.
     """
     if weights not in ("averaged", "raw"):
         raise UserError(f"weights = {weights!r}: choose 'averaged' or 'raw'")
@@ -154,6 +155,7 @@ def restore_weights(
 
     Raises:
       UserError: if there is no such checkpoint or it is damaged.
+      TrainingError: if the disk cannot be read.
     """
     weights = {"params": params, "model_state": model_state}
     weights = jax.tree.map(
@@ -168,12 +170,11 @@ def restore_weights(
     with contextlib.closing(Checkpoints(folder, read_only=True)) as checkpoints:
         step = _choose_step(checkpoints, checkpoint)
         try:
-            restored, record = checkpoints.restore(step, trees)
-        except Exception as error:  # orbax has no common error for the many ways files can be broken
+            _, restored, record = checkpoints.restore(step, trees)
+        except DamagedCheckpoints as error:
             raise UserError(
-                f"checkpoint {folder / str(step)} is damaged ({first_line(error)}); choose another of"
-                f" {checkpoints.steps()}"
-            ) from error
+                f"checkpoint {folder / str(step)} is damaged ({error}); choose another of {checkpoints.steps()}"
+            ) from None
     found = {"raw": {name: restored.get(name) for name in weights}, "averaged": restored.get("averaged")}
     return step, {name: found[name] for name in sets}, record
 

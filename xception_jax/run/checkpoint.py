@@ -206,8 +206,8 @@ class Checkpoints:
             yield
         except Exception as error:  # orbax has no common error for the many ways in which a disk can fail
             raise TrainingError(
-                f"cannot write to {self.directory}: {first_line(error)}; checkpoints kept: {self.steps()}; free or"
-                " repair the disk and run the same command to go on"
+                f"cannot write to {self.directory}: {_first_line(error)}; checkpoints kept: {self.steps()}; free"
+                " or repair the disk and run the same command to go on"
             ) from error
 
     def restore(self, step: int, trees: dict[str, PyTree]) -> Restored:
@@ -242,10 +242,10 @@ class Checkpoints:
             except Exception as error:  # orbax has no common error for the many ways in which a read can fail
                 known, damaged = damaged, _proves_damage(error)
                 if damaged and known:
-                    raise DamagedCheckpoints(first_line(error)) from error
+                    raise DamagedCheckpoints(_first_line(error)) from error
                 if wait is None:
                     raise TrainingError(
-                        f"cannot read checkpoint {self._folder(step)}: {first_line(error)}; nothing was changed;"
+                        f"cannot read checkpoint {self._folder(step)}: {_first_line(error)}; nothing was changed;"
                         " run the same command again when the disk can be read"
                     ) from error
             self._sleep(wait)
@@ -386,7 +386,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         error = error.__cause__
 
 
-def first_line(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     """The first cause of an error in one line; orbax wraps it in text of its own."""
     texts = [str(cause).strip() or type(cause).__name__ for cause in _causes(error)]
     if any(sign in text for text in texts for sign in ("No space left on device", "RESOURCE_EXHAUSTED")):

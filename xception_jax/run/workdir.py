@@ -42,10 +42,14 @@ def hold(directory: pathlib.Path) -> Iterator[dict[str, Any] | None]:
                 _lock(stack.enter_context((directory / LOCK).open("w")), directory)
                 config = None if free else read_config(directory)
         except OSError as error:
-            raise UserError(
-                f"--workdir={directory}: cannot be used ({error.strerror}); name a directory that can be written"
-            ) from None
+            raise _unusable(directory, error) from None
         yield config
+
+
+def _unusable(directory: pathlib.Path, error: OSError) -> UserError:
+    return UserError(
+        f"--workdir={directory}: cannot be used ({error.strerror}); name a directory that can be written"
+    )
 
 
 def _is_free(directory: pathlib.Path) -> bool:
@@ -86,9 +90,12 @@ def write_config(directory: pathlib.Path, values: dict[str, Any]) -> None:
     """Writes or replaces config.json.
 
     Raises:
-      OSError: if it cannot be written.
+      UserError: if it cannot be written.
     """
-    atomic.write_text(directory / CONFIG, json.dumps(values, indent=2) + "\n")
+    try:
+        atomic.write_text(directory / CONFIG, json.dumps(values, indent=2) + "\n")
+    except OSError as error:
+        raise _unusable(directory, error) from None
 
 
 def read_config(directory: pathlib.Path) -> dict[str, Any]:
