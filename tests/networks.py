@@ -1,4 +1,4 @@
-"""What tests of models share: counting, thin networks filled by numpy, and one program for all that they do."""
+"""Shared by tests of models: counts, thin networks with weights from numpy, and one program that runs them."""
 
 import functools
 import math
@@ -15,7 +15,7 @@ from flax import nnx
 from xception_jax import layers
 from xception_jax.models import create_model, model_class, model_config
 
-# Thin, shallow, for images of 12 x 12 pixels.
+# Settings of thin and shallow networks for images of 12 x 12 pixels.
 TINY = {
     "xception": {
         "num_classes": 5,
@@ -62,7 +62,8 @@ def size(node, *kind):
 def census(name, **config):
     """(parameters, statistics, multiply-adds, shape of the features) for one image of the model's own size.
 
-    Multiply-adds are, of every kernel, its weights times the pixels of its output.
+    Statistics are all other arrays of the state. Each kernel has as many multiply-adds as it has weights, times
+    the number of pixels of its output.
     """
     macs = 0
 
@@ -87,14 +88,14 @@ def census(name, **config):
         for cls in (layers.Conv, layers.SpatialConv, nnx.Linear):
             patch.setattr(cls, "__call__", counted(cls.__call__))
         model, features = nnx.eval_shape(run_model)
-    assert size(model) == size(model, nnx.Param) + size(model, nnx.BatchStat)
-    return size(model, nnx.Param), size(model, nnx.BatchStat), macs, features.shape[1:]
+    params = size(model, nnx.Param)
+    return params, size(model) - params, macs, features.shape[1:]
 
 
 def tiny(name, **changes):
-    """A thin model for 5 classes, filled by numpy: to compile its many initializers takes longer than the tests.
+    """A thin model for 5 classes with weights from numpy: compiling its initializers takes longer than the tests.
 
-    Each array depends on its path and shape only, so two models differ by their settings alone.
+    Each array depends on its path and shape only, so that two models differ only in their settings.
     """
     graph, state = nnx.split(abstract(name, **TINY[name] | changes))
 
@@ -142,7 +143,7 @@ def distance(ours, theirs):
 
 
 class Outcome(NamedTuple):
-    """Logits and batch statistics of an evaluation, then of a training step from there, and its gradient."""
+    """Logits and batch statistics of an evaluation and of a training step after it, and the gradient."""
 
     evaluation: jax.Array
     kept: list[jax.Array]
@@ -166,5 +167,5 @@ def _outcome(graph, params, others, images, key):
 
 
 def outcome(model, images, seed=0):
-    """All that a model does, in one program: that is compiled in less time than its parts."""
+    """An evaluation and a training step of the model as one program, which compiles faster than separate ones."""
     return _outcome(*nnx.split(model, nnx.Param, ...), images, jax.random.key(seed))

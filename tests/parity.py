@@ -1,4 +1,4 @@
-"""Parity with Keras: what both compute from the same weights, in one evaluation and one training step."""
+"""Parity with Keras: one evaluation and one training step of both packages, from the same weights."""
 
 import contextlib
 import functools
@@ -18,7 +18,10 @@ BN_FIELDS = {"scale": "gamma", "bias": "beta", "mean": "moving_mean", "var": "mo
 
 
 class Results(NamedTuple):
-    """`arrays`: gradients of the parameters and batch statistics after one training step, by Keras's path."""
+    """Results of one package.
+
+    `arrays` has the gradients of parameters, and the batch statistics after one training step, by Keras's path.
+    """
 
     logits: jax.Array
     loss: jax.Array
@@ -27,7 +30,7 @@ class Results(NamedTuple):
 
 @contextlib.contextmanager
 def float64():
-    """Our package with float64 wherever it says float32."""
+    """Replaces float32 by float64 everywhere in our package."""
     wide = types.SimpleNamespace(**{**vars(jnp), "float32": jnp.float64})
     with jax.enable_x64(True), pytest.MonkeyPatch.context() as patch:
         for name, module in list(sys.modules.items()):
@@ -38,7 +41,7 @@ def float64():
 
 @contextlib.contextmanager
 def keras_float64(keras):
-    """Keras with float64 wherever it says float32, and free to promote types and ranks."""
+    """Replaces float32 by float64 everywhere in Keras, and lets it promote types and ranks."""
     with (
         jax.numpy_dtype_promotion("standard"),
         jax.numpy_rank_promotion("allow"),
@@ -54,14 +57,14 @@ def keras_float64(keras):
 
 
 def images_and_labels(pixels):
-    """Two images of patches with noise, which look different to a network."""
+    """Two images of patches with noise, for which a network has clearly different outputs."""
     rng = np.random.default_rng(1)
     patches = rng.uniform(-1, 1, (2, 3, 3, 3)).repeat(pixels // 3, axis=1).repeat(pixels // 3, axis=2)
     return (patches + rng.normal(0, 0.3, patches.shape)).astype(np.float32), np.array([3, 8], np.int32)
 
 
 def random_weight(path, shape, rng):
-    """Values at which every normalization matters and the signal survives many layers."""
+    """Weights with which every normalization has an effect and the signal keeps its size over many layers."""
     match path.rpartition("/")[2]:
         case "gamma" | "moving_variance":
             return rng.uniform(0.5, 1.5, shape)
@@ -83,7 +86,7 @@ def fill(model):
 
 
 def keras_results(model, images, labels, *, gradients=True):
-    """What a Keras model computes; without `gradients` the arrays are the statistics only."""
+    """The results of a Keras model; without `gradients`, its arrays are the statistics only."""
     trainable, fixed = (
         [v.value for v in part] for part in (model.trainable_variables, model.non_trainable_variables)
     )
@@ -105,7 +108,7 @@ def keras_results(model, images, labels, *, gradients=True):
 
 @functools.partial(jax.jit, static_argnums=(0, 5))
 def evaluate_and_train(graph, params, stats, images, labels, gradients=True):
-    """((training loss, (evaluation logits, moved statistics)), gradient or nothing)."""
+    """((training loss, (evaluation logits, updated statistics)), gradient, which is empty without `gradients`)."""
 
     def step(params):
         model = nnx.merge(graph, params, stats, copy=True)
@@ -117,7 +120,7 @@ def evaluate_and_train(graph, params, stats, images, labels, gradients=True):
 
 
 def our_results(model, names, weights, images, labels, *, gradients=True):
-    """The same by our package, from the same weights; `names`: our path of every array -> Keras's."""
+    """The results of our package from the same weights; `names` maps our path of every array to Keras's."""
     graph, *states = nnx.split(model, nnx.Param, nnx.BatchStat)
     dtype = model.config.dtype
 
@@ -137,7 +140,7 @@ def our_results(model, names, weights, images, labels, *, gradients=True):
 
 @contextlib.contextmanager
 def keras_zeros(keras):
-    """Keras draws no weights: that would take a compilation for every shape."""
+    """Makes Keras initialize weights with zeros, since its random numbers take a compilation for every shape."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(keras.src.backend.random, "uniform", lambda shape, *_, dtype, **__: np.zeros(shape, dtype))
         yield
@@ -152,7 +155,7 @@ class Compared(NamedTuple):
 
 
 def compare(model, names, build, *, pixels, gradients=True):
-    """What our model and Keras's compute; `build(keras, shape of an image)` makes Keras's for 10 classes."""
+    """The results of our model and Keras's; `build(keras, shape of an image)` makes Keras's for 10 classes."""
     keras = pytest.importorskip("keras")
     images, labels = images_and_labels(pixels)
     with float64():
@@ -166,7 +169,7 @@ def compare(model, names, build, *, pixels, gradients=True):
 
 
 def check_names(model, names, build, *, pixels):
-    """`names` pairs every array of our model with one of Keras's of the same shape, and leaves none over."""
+    """Checks that `names` pairs every array of our model with one of Keras's, and that their shapes are equal."""
     keras = pytest.importorskip("keras")
     keras.utils.clear_session()
     with keras_zeros(keras):
@@ -180,13 +183,13 @@ def is_statistic(path):
 
 
 def logits_error(ours, theirs):
-    """Largest difference of the evaluation's logits relative to the largest logit."""
+    """The largest difference between the evaluation's logits, relative to the largest logit."""
     assert distance(theirs.logits[:1], theirs.logits[1:]) > 0.05, "the two images must not look the same"
     return np.max(np.abs(np.asarray(ours.logits) - np.asarray(theirs.logits))) / np.max(np.abs(theirs.logits))
 
 
 def statistics_errors(ours, theirs, weights):
-    """Relative error of how far each batch statistic moves."""
+    """The relative error of the change of each batch statistic."""
     return {
         path: distance(ours.arrays[path] - weights[path], moved - weights[path])
         for path, moved in theirs.arrays.items()
@@ -195,7 +198,7 @@ def statistics_errors(ours, theirs, weights):
 
 
 def gradient_errors(ours, theirs):
-    """Relative error of each gradient."""
+    """The relative error of each gradient."""
     return {
         path: distance(ours.arrays[path], gradient)
         for path, gradient in theirs.arrays.items()
@@ -207,9 +210,13 @@ TOLERANCES = {"logits": 1e-12, "loss": 1e-11, "statistics": 1e-10, "gradients": 
 
 
 def check(compared, *, statistics, gradients):
-    """Holds the evaluation's logits, the loss, so many batch statistics and so many gradients to rounding.
+    """Checks that logits, loss, batch statistics and gradients agree up to rounding.
 
-    Not among them are gradients that both sides find to be 0 but for rounding, as of a bias before normalization.
+    Gradients that are 0 up to rounding on both sides, such as of a bias before normalization, are not compared.
+
+    Args:
+      compared: results of both packages.
+      statistics, gradients: expected numbers of compared batch statistics and gradients.
     """
     weights, ours, theirs = compared
     moved, derived = statistics_errors(ours, theirs, weights), gradient_errors(ours, theirs)

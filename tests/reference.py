@@ -1,4 +1,4 @@
-"""What several tests compare with: sliding windows, batch normalization and derivatives in plain numpy loops."""
+"""References for several tests: sliding windows, batch normalization and derivatives as plain numpy loops."""
 
 import itertools
 
@@ -28,7 +28,7 @@ def pad(x, pairs, value=0.0):
 
 
 def crop(padded, pairs, size):
-    """Without the padding."""
+    """Removes the padding."""
     (top, _), (left, _) = pairs
     return padded[:, top : top + size[0], left : left + size[1]]
 
@@ -59,7 +59,7 @@ def conv_gradients(x, kernel, strides, pairs, dy):
 
 
 def dense(kernel):
-    """The regular kernel[kh, kw, C, C] that does what the depthwise kernel[kh, kw, 1, C] does."""
+    """The regular kernel[kh, kw, C, C] with the same effect as the depthwise kernel[kh, kw, 1, C]."""
     return np.einsum("ijc,cd->ijcd", kernel[:, :, 0], np.eye(kernel.shape[-1]))
 
 
@@ -73,7 +73,7 @@ def depthwise_gradients(x, kernel, strides, pairs, dy):
 
 
 def max_pool(x, window, strides, pairs):
-    """The largest value of each window; padding is less than any."""
+    """The largest value of each window; padding is less than every value."""
     padded = pad(x, pairs, -np.inf)
     return image({(row, col): padded[part].max((1, 2)) for row, col, part in windows(padded, window, strides)})
 

@@ -60,7 +60,7 @@ class TestImplementations:
         np.testing.assert_allclose(dkernel, expected_dkernel, rtol=1e-12, atol=1e-12)
 
     def test_bfloat16_sums_in_float32(self, implementation):
-        """All sums are exact in float32; in bfloat16, 256 + 1 is 256 and they stop short."""
+        """All sums are exact in float32, but too small in bfloat16, where 256 + 1 is 256."""
         x = jnp.ones((2, 28, 28, 2), jnp.bfloat16)
         kernel = jnp.ones((5, 5, 1, 2), jnp.bfloat16).at[2, 2].set(256)
 
@@ -97,7 +97,7 @@ class TestImplementations:
 
 
 def test_unknown_implementation_is_named():
-    with pytest.raises(ValueError, match=r"implementation='cudnn': choose one of \('xla', 'shift'\) or None"):
+    with pytest.raises(ValueError, match=r"implementation = 'cudnn': choose one of \('xla', 'shift'\) or None"):
         ops.depthwise_conv(jnp.zeros((1, 5, 5, 3)), jnp.zeros((3, 3, 1, 3)), implementation="cudnn")
 
 
@@ -186,5 +186,5 @@ def test_partition_covers_every_channel_once():
 
 @pytest.mark.parametrize("segments", [0, -3])
 def test_partition_needs_a_segment(segments):
-    with pytest.raises(ValueError, match=f"segments={segments}: must be at least 1"):
+    with pytest.raises(ValueError, match=f"segments = {segments}: must be at least 1"):
         ops.partition(12, segments)

@@ -1,4 +1,4 @@
-"""Figures 1-4 of the paper: figures 2 and 3 are one function, figure 4 is the end of the same row."""
+"""Figures 1-4 of the paper: figures 2 and 3 are the same function, and figure 4 is the extreme of figure 3."""
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +17,10 @@ def images(channels):
 
 
 def exact(module):
-    """The module with float64 parameters that are multiples of 1/8: no product or sum of them is ever rounded, so
-    two ways to compute one function agree to the bit in whatever order they add up."""
+    """The module with float64 parameters that are multiples of 1/8, so that no product or sum of them is rounded.
+
+    Two ways to compute the same function then give equal bits, independent of the order of sums.
+    """
     rng = np.random.default_rng(1)
     state = jax.tree.map(lambda array: jnp.asarray(rng.integers(-8, 9, array.shape) / 8), nnx.state(module))
     return nnx.merge(nnx.graphdef(module), state)
@@ -95,7 +97,10 @@ def test_figure_1_has_a_tower_of_each_kind():
     [
         (lambda: hypothesis.ExtremeModule(5, 4, activation="gelu", rngs=nnx.Rngs(0)), "activation = 'gelu'"),
         (lambda: hypothesis.SimplifiedModule(5, 4, towers=0, rngs=nnx.Rngs(0)), "towers = 0: must be at least 1"),
-        (lambda: hypothesis.SegmentedModule(5, 4, segments=0, rngs=nnx.Rngs(0)), "segments=0: must be at least 1"),
+        (
+            lambda: hypothesis.SegmentedModule(5, 4, segments=0, rngs=nnx.Rngs(0)),
+            "segments = 0: must be at least 1",
+        ),
     ],
 )
 def test_a_wrong_argument_is_named(make, message):

@@ -110,7 +110,7 @@ def test_training_gradients_equal_central_differences(group_size):
 
 @pytest.mark.parametrize("group_size", [None, 4])
 def test_a_large_offset_loses_no_variance(group_size):
-    """In float32 the mean of squares minus the square of the mean would be off by several units here."""
+    """In float32, the mean of squares minus the square of the mean has an error of several units here."""
     x = (np.random.default_rng(3).normal(size=(8, 16, 16, 3)) + 1e4).astype(np.float32)
     layer, start = random_layer(group_size=group_size)
     expected, _, variances = normalize(x, start["scale"], start["bias"], group_size)

@@ -18,7 +18,7 @@ FLOAT32 = 2.0**-24
 EPSILON = 1e-2
 
 each_implementation = pytest.mark.parametrize("implementation", ops.IMPLEMENTATIONS)
-# Each example compiles: there are few, and a failure is reported as drawn.
+# Examples are few and are not shrunk after a failure, because each of them takes a compilation.
 drawn = functools.partial(settings, derandomize=True, deadline=None, phases=[Phase.explicit, Phase.generate])
 
 
@@ -78,7 +78,7 @@ each_convolution = pytest.mark.parametrize("convolution", CONVOLUTIONS.values(),
 
 
 def random_problem(convolution, case, dtype=np.float64):
-    """(x, kernel, output gradient), normal numbers that `dtype` holds exactly, in float64."""
+    """(x, kernel, output gradient): normal numbers in float64 that `dtype` represents exactly."""
     rng = np.random.default_rng(0)
     kernel = rng.normal(size=(*case.window, *convolution.kernel_ends(case.channels)))
     x = rng.normal(size=case.shape)
@@ -100,7 +100,7 @@ def value_and_gradients(function, dy, *inputs):
 
 
 def rounded_sum(case):
-    """The error of a sum over a window in bfloat16, relative to the sum of the sizes of its terms."""
+    """The error of a sum over a window in bfloat16, relative to the sum of the absolute values of its terms."""
     return (1 + BFLOAT16) ** np.prod(case.window) - 1
 
 
@@ -124,8 +124,8 @@ class TestConvolutions:
     @drawn(max_examples=5)
     @given(case=cases())
     def test_bfloat16_rounds_the_float64_result_once(self, convolution, implementation, case):
-        """Each number is off by its own rounding and by those of a sum in float32, a product at a time. Only the
-        input's gradient of the shifted regular convolution is summed tap by tap in bfloat16."""
+        """Errors are one rounding to bfloat16 and the roundings of a sum in float32. Only the input's gradient of
+        the shifted regular convolution is summed over the taps in bfloat16."""
         problem = random_problem(convolution, case, jnp.bfloat16)
         x, kernel, dy = (jnp.asarray(array, jnp.bfloat16) for array in problem)
         results = value_and_gradients(bind(convolution.function, case, implementation), dy, x, kernel)
@@ -157,7 +157,7 @@ def pooled(case, implementation, x, dy):
 
 
 def ties(case):
-    """(x, output gradient): integers, few different ones in x; bfloat16 holds them and float32 all their sums."""
+    """(x, output gradient): integers that bfloat16 represents exactly, and float32 their sums; x has many ties."""
     rng = np.random.default_rng(1)
     x = rng.integers(-4, 0, case.shape).astype(np.float64)
     shape = reference.max_pool(x, case.window, case.strides, case.pairs).shape
@@ -169,7 +169,7 @@ def expected_pool(case, x, dy):
     return reference.max_pool(x, *options), reference.max_pool_gradient(x, *options, dy)
 
 
-# What the model does not use.
+# Windows and strides that no model uses.
 UNUSUAL = [
     Case(2, (7, 8), 3, (2, 2), (2, 2), "SAME"),
     Case(2, (7, 8), 3, (3, 3), (1, 1), "SAME"),
@@ -252,7 +252,7 @@ class TestAvgPool:
             np.testing.assert_allclose(actual, values, rtol=1e-12, atol=1e-12)
 
     def test_bfloat16_rounds_the_mean_only(self):
-        """1024 and 63 ones, on average 16.98: in bfloat16 1024 + 1 is 1024, and 16.98 is 17."""
+        """The mean of 1024 and 63 ones is 16.98, in bfloat16 17. A sum in bfloat16 would give 1024 / 64 = 16."""
         x = jnp.ones((1, 8, 8, 1), jnp.bfloat16).at[0, 0, 0].set(1024.0)
         y = ops.avg_pool(x, 8, strides=1, padding="VALID")
         assert y.dtype == jnp.bfloat16 and y.item() == 17.0
@@ -327,7 +327,7 @@ class TestNormalize:
 
     @pytest.mark.parametrize("groups", [1, 2])
     def test_bfloat16_rounds_the_results_of_float32(self, groups):
-        """On equal inputs: statistics equal those of float32, and only what leaves in bfloat16 is rounded."""
+        """Statistics and gradients in float32 stay; only the outputs in bfloat16 are rounded."""
         x, scale, bias, dy = random_groups(groups, 4, 5, 3)
         x, dy = (jnp.asarray(array, jnp.bfloat16) for array in (x, dy))
         scale, bias = jnp.float32(scale), jnp.float32(bias)

@@ -1,8 +1,8 @@
-"""The Inception hypothesis in four modules: figures 1-4 of Chollet 2017, from an Inception module to its extreme.
+"""The Inception hypothesis as four modules: figures 1-4 of Chollet 2017, from an Inception module to its extreme.
 
-Each maps float[N, H, W, features_in] to float[N, H, W, features]. None has batch normalization, so that what they
-share is plain to see; `activation` ("relu", as in Inception, "elu" or None) follows every convolution. Another
-activation, or less than one tower or segment, is a ValueError.
+Each module maps float[N, H, W, features_in] to float[N, H, W, features]. The modules have no batch normalization,
+so that their common structure is easy to see. `activation` follows every convolution: "relu" (as in Inception),
+"elu" or None. Another activation, and fewer than one tower or segment, raise SettingError.
 
     figure 1  CanonicalModule   towers of 1x1, 1x1 - 3x3, 1x1 - 3x3 - 3x3 and average pooling - 1x1
     figure 2  SimplifiedModule  towers of 1x1 - 3x3 only
@@ -18,22 +18,24 @@ import jax.numpy as jnp
 from flax import nnx
 
 from xception_jax import ops
+from xception_jax.errors import SettingError
 from xception_jax.layers import ACTIVATIONS, Conv, SpatialConv
 
 
 def _activation(name: str | None) -> Callable[[jax.Array], jax.Array]:
     if name is not None and name not in ACTIVATIONS:
-        raise ValueError(f"activation = {name!r}: choose one of {sorted(ACTIVATIONS)} or None")
+        raise SettingError("activation", name, f"choose one of {sorted(ACTIVATIONS)} or None")
     return (lambda x: x) if name is None else ACTIVATIONS[name]
 
 
 class CanonicalModule(nnx.Module):
-    """Figure 1, as in Inception V3: three towers with none, one and two 3x3 convolutions, and one that pools.
+    """Figure 1, as in Inception V3: towers with zero, one and two 3x3 convolutions, and one with average pooling.
 
     Args:
-      features_in: channels of the input.
+      features_in: number of channels of the input.
       widths: output channels of the four towers.
       reduced: channels after the 1x1 convolutions of the second and the third tower.
+      activation, dtype: as in the other modules; see the top of the file.
     """
 
     def __init__(
@@ -74,7 +76,7 @@ class CanonicalModule(nnx.Module):
 
 
 class SimplifiedModule(nnx.Module):
-    """Figure 2: towers of a 1x1 and a 3x3 convolution, side by side; their widths add up to `features`."""
+    """Figure 2: parallel towers of a 1x1 and a 3x3 convolution, whose widths add up to `features`."""
 
     def __init__(
         self,
@@ -87,7 +89,7 @@ class SimplifiedModule(nnx.Module):
         rngs: nnx.Rngs,
     ):
         if towers < 1:
-            raise ValueError(f"towers = {towers}: must be at least 1")
+            raise SettingError("towers", towers, "must be at least 1")
         conv = functools.partial(Conv, dtype=dtype, rngs=rngs)
         widths = [width for count, width in ops.partition(features, towers) for _ in range(count)]
         self.pointwise = nnx.List([conv(features_in, width, 1) for width in widths])
@@ -103,8 +105,8 @@ class SimplifiedModule(nnx.Module):
 class SegmentedModule(nnx.Module):
     """Figure 3: one 1x1 convolution, then a 3x3 convolution on each of `segments` parts of its channels.
 
-    One segment is a regular convolution after a 1x1 convolution, one segment a channel is figure 4: between them
-    lie all modules of this form (section 1.2).
+    With one segment, this is a 1x1 convolution followed by a regular convolution; with one segment per channel
+    (`segments` = None), it is figure 4. All other modules of this form lie between the two (section 1.2).
     """
 
     def __init__(
@@ -127,18 +129,23 @@ class SegmentedModule(nnx.Module):
 
 
 class ExtremeModule(SegmentedModule):
-    """Figure 4: one segment for each channel. A depthwise separable convolution has the two in the other order."""
+    """Figure 4: a 1x1 convolution, then one segment per channel.
+
+    A depthwise separable convolution has the two convolutions in the opposite order.
+    """
 
     def __init__(self, features_in: int, features: int, **options):
         super().__init__(features_in, features, segments=None, **options)
 
 
 def merge_towers(module: SimplifiedModule, *, rngs: nnx.Rngs) -> SegmentedModule:
-    """Figure 3 with the weights of figure 2: the same function, written as one 1x1 convolution.
+    """The module of figure 3 that computes the same function as a module of figure 2.
+
+    The 1x1 convolutions of the towers become one 1x1 convolution, and their 3x3 convolutions become the segments.
 
     Args:
-      module: its towers become the segments.
-      rngs: of the parameters that are then replaced.
+      module: the module of figure 2, whose weights are copied.
+      rngs: keys for initial parameters, all of which are replaced.
     """
     pointwise = [conv.kernel[...] for conv in module.pointwise]  # each [1, 1, features_in, width]
     spatial = [conv.kernel[...] for conv in module.spatial]  # each [3, 3, width, width]
@@ -157,6 +164,6 @@ def merge_towers(module: SimplifiedModule, *, rngs: nnx.Rngs) -> SegmentedModule
 
 
 def _by_width(kernels: Sequence[jax.Array]) -> list[list[jax.Array]]:
-    """Kernels [3, 3, width, width] in lists of equal width, in their order, which is by width."""
+    """Groups kernels [3, 3, width, width], which are sorted by width, into lists of equal width."""
     widths = dict.fromkeys(kernel.shape[2] for kernel in kernels)
     return [[kernel for kernel in kernels if kernel.shape[2] == width] for width in widths]

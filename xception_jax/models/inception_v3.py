@@ -1,15 +1,19 @@
-"""Inception V3 without its auxiliary tower: the network that Xception is compared with.
+"""Inception V3 without its auxiliary tower: the network with which the paper compares Xception.
 
 C. Szegedy, V. Vanhoucke, S. Ioffe, J. Shlens, Z. Wojna, "Rethinking the Inception Architecture for Computer
 Vision", CVPR 2016; Chollet 2017, sections 4.3 and 4.5, tables 1-3: 94 convolutional layers.
 
-Two networks have this name. "canonical" is that of TF-Slim and of Keras since 2017, with 23,817,352 parameters.
-"paper" is that of Keras in 2016, the only one with the 23,626,728 parameters of table 3. It differs in
+Two networks have this name. "canonical" is the network of TF-Slim, and of Keras since 2017; it has 23,817,352
+parameters. "paper" is the network of Keras in 2016, the only one that has the 23,626,728 parameters of table 3.
+They differ in
 
-    the pooling towers on the 35x35 grid: 32, 32, 32 features wide, not 32, 64, 64
-    the double 7x7 tower of the last 17x17 module: begins with 160 features, not 192
-    the order: convolution with bias, ReLU, normalization with scale; not convolution, normalization without, ReLU
-    the pooling tower that halves the 17x17 grid: takes the average, not the maximum
+                                                        canonical                 paper
+    features of the pooling towers on the 35x35 grid    32, 64, 64                32, 32, 32
+    first features of the double 7x7 tower in the
+    last module on the 17x17 grid                       192                       160
+    order of layers                                     convolution,              convolution with bias,
+                                                        normalization, ReLU       ReLU, normalization with scale
+    pooling from the 17x17 to the 8x8 grid              maximum                   average
 """
 
 import functools
@@ -30,13 +34,13 @@ from xception_jax.settings import setting
 
 
 class Reading(NamedTuple):
-    """What tells the two networks apart.
+    """The differences between the two networks.
 
     Attributes:
-      pool_features: of the pooling tower of each module on the 35x35 grid.
-      first_features: of the first layer of the double 7x7 tower of each module on the 17x17 grid.
-      relu_first: convolutions have a bias, and ReLU comes before a normalization with scale.
-      last_pool: of the tower that halves the 17x17 grid.
+      pool_features: features of the pooling tower in each module on the 35x35 grid.
+      first_features: features of the first layer of the double 7x7 tower in each module on the 17x17 grid.
+      relu_first: whether convolutions have a bias and ReLU comes before the normalization, which has a scale.
+      last_pool: kind of pooling from the 17x17 to the 8x8 grid.
     """
 
     pool_features: tuple[int, int, int]
@@ -49,27 +53,29 @@ READINGS = {
     "canonical": Reading((32, 64, 64), (128, 160, 160, 192), relu_first=False, last_pool="max"),
     "paper": Reading((32, 32, 32), (128, 160, 160, 160), relu_first=True, last_pool="average"),
 }
-INNER_FEATURES = (128, 160, 160, 192)  # of the other inner layers of the 7x7 towers
-MODULES = (3, 4, 2)  # on the 35x35, 17x17 and 8x8 grid
+INNER_FEATURES = (128, 160, 160, 192)  # features of the other inner layers of the 7x7 towers, by module
+MODULES = (3, 4, 2)  # number of modules on the 35x35, 17x17 and 8x8 grid
 
 
 class Config(NormalizedConfig):
     """The defaults are the canonical network, with the dropout that Chollet 2017 uses on ImageNet (section 4.3).
 
-    Stem strides (1, 1, 1) and padding "SAME" suit images of a few dozen pixels. Layers that `padding` does not
-    govern are padded to keep the image's size.
+    Stem strides (1, 1, 1) and padding "SAME" suit images of a few dozen pixels. All layers to which `padding` does
+    not apply have padding "SAME".
     """
 
-    reading: Literal["canonical", "paper"] = setting("canonical", "which of the two networks of this name")
-    width: float = setting(1.0, "multiplier of the features of every convolution; rounded, at least 1", gt=0)
+    reading: Literal["canonical", "paper"] = setting("canonical", "which of the two networks with this name")
+    width: float = setting(1.0, "multiplier of the features of every convolution; results are rounded", gt=0)
     modules: tuple[NonNegativeInt, NonNegativeInt, NonNegativeInt] = setting(
         MODULES, "number of modules on the 35x35, 17x17 and 8x8 grid; fewer leave out the last ones"
     )
     stem_strides: Triple = setting(
-        (2, 2, 2), "strides of the first convolution and of both max-poolings; a pooling of stride 1 is left out"
+        (2, 2, 2),
+        "strides of the stem's first convolution and its two max-poolings; stride 1 leaves the pooling out",
     )
     padding: Literal["VALID", "SAME"] = setting(
-        "VALID", "of the stem's poolings, its first, second and last convolution, and the layers that halve a grid"
+        "VALID",
+        "of the stem's max-poolings, its first, second and last convolution, and all layers that halve a grid",
     )
 
     @pydantic.model_validator(mode="after")
@@ -79,12 +85,12 @@ class Config(NormalizedConfig):
         return self
 
     def scaled(self, features: int) -> int:
-        """Features of a convolution that has `features` at width 1."""
+        """The number of features of a convolution that has `features` features at width 1."""
         return max(1, round(features * self.width))
 
 
 class ConvBNReLU(ConvBN):
-    """Convolution, batch normalization, ReLU; with `relu_first` the ReLU comes before the normalization."""
+    """Convolution, batch normalization and ReLU; with `relu_first`, ReLU comes before the normalization."""
 
     def __init__(
         self, features_in: int, features: int, kernel_size: int | tuple[int, int], *, relu_first: bool, **options
@@ -99,10 +105,10 @@ class ConvBNReLU(ConvBN):
 
 
 class Tower(nnx.Module):
-    """One of the towers that stand side by side: a pooling or none, then convolutions one after the other.
+    """One branch of a module: an optional pooling, then a sequence of convolutions.
 
     Attributes:
-      features: channels of the output.
+      features: number of channels of the output.
     """
 
     def __init__(
@@ -117,12 +123,13 @@ class Tower(nnx.Module):
     ):
         """
         Args:
-          layers: (features, rows of the kernel, columns of the kernel) of each convolution.
-          fork: of convolutions that all read the last of these; their outputs are concatenated.
-          pool: 3x3, before the convolutions.
-          strides: of the last of `layers`, or of the pooling if there are none; 2 halves the grid.
-          config: the model's.
-          conv: `ConvBNReLU`, but for channels, kernel, strides and padding.
+          features_in: number of channels of the input.
+          *layers: (features, rows of the kernel, columns of the kernel) of each convolution.
+          fork: the same for parallel convolutions after the last of `layers`; their outputs are concatenated.
+          pool: kind of the 3x3 pooling before the convolutions; None: no pooling.
+          strides: strides of the last of `layers`, or of the pooling if there are no layers; 2 halves the grid.
+          config: the model's settings.
+          conv: makes a `ConvBNReLU` from channels, kernel size, strides and padding.
         """
         last = {"strides": strides, "padding": "SAME" if strides == 1 else config.padding}
         width = features_in
@@ -151,10 +158,10 @@ class Tower(nnx.Module):
 
 
 class Mixed(nnx.Module):
-    """Towers that read the same input; their outputs are concatenated.
+    """Towers side by side, which read the same input; their outputs are concatenated.
 
     Attributes:
-      features: channels of the output.
+      features: number of channels of the output.
     """
 
     def __init__(self, *towers: Tower):
@@ -170,7 +177,7 @@ class Mixed(nnx.Module):
 
 
 def module_35(width: int, pool_features: int, *, tower: functools.partial) -> Mixed:
-    """Inception module on the 35x35 grid."""
+    """The Inception module on the 35x35 grid."""
     return Mixed(
         tower(width, (64, 1, 1)),
         tower(width, (48, 1, 1), (64, 5, 5)),
@@ -180,7 +187,7 @@ def module_35(width: int, pool_features: int, *, tower: functools.partial) -> Mi
 
 
 def reduction_35(width: int, *, tower: functools.partial) -> Mixed:
-    """From the 35x35 to the 17x17 grid."""
+    """The module that halves the 35x35 to the 17x17 grid."""
     return Mixed(
         tower(width, (384, 3, 3), strides=2),
         tower(width, (64, 1, 1), (96, 3, 3), (96, 3, 3), strides=2),
@@ -189,13 +196,13 @@ def reduction_35(width: int, *, tower: functools.partial) -> Mixed:
 
 
 def module_17(width: int, first: int, inner: int, *, tower: functools.partial) -> Mixed:
-    """Inception module on the 17x17 grid: 7x7 convolutions are made of 1x7 and 7x1 ones.
+    """The Inception module on the 17x17 grid, whose 7x7 convolutions are factorized into 1x7 and 7x1 convolutions.
 
     Args:
-      width: channels of the input.
+      width: number of channels of the input.
       first: features of the first layer of the double 7x7 tower.
-      inner: features of the other layers inside the 7x7 towers.
-      tower: `Tower`, but for its layers.
+      inner: features of the other layers of the 7x7 towers, except their last.
+      tower: makes a `Tower` from channels and layers.
     """
     single = (inner, 1, 1), (inner, 1, 7), (192, 7, 1)
     double = (first, 1, 1), (inner, 7, 1), (inner, 1, 7), (inner, 7, 1), (192, 1, 7)
@@ -208,7 +215,7 @@ def module_17(width: int, first: int, inner: int, *, tower: functools.partial) -
 
 
 def reduction_17(width: int, pool: Literal["average", "max"], *, tower: functools.partial) -> Mixed:
-    """From the 17x17 to the 8x8 grid."""
+    """The module that halves the 17x17 to the 8x8 grid."""
     return Mixed(
         tower(width, (192, 1, 1), (320, 3, 3), strides=2),
         tower(width, (192, 1, 1), (192, 1, 7), (192, 7, 1), (192, 3, 3), strides=2),
@@ -217,7 +224,7 @@ def reduction_17(width: int, pool: Literal["average", "max"], *, tower: functool
 
 
 def module_8(width: int, *, tower: functools.partial) -> Mixed:
-    """Inception module on the 8x8 grid: its 3x3 convolutions end in 1x3 and 3x1 ones side by side."""
+    """The Inception module on the 8x8 grid; two of its towers end in parallel 1x3 and 3x1 convolutions."""
     fork = (384, 1, 3), (384, 3, 1)
     return Mixed(
         tower(width, (320, 1, 1)),
@@ -228,7 +235,7 @@ def module_8(width: int, *, tower: functools.partial) -> Mixed:
 
 
 class InceptionV3(network.Network):
-    """Inception V3; `config.reading` says which."""
+    """Inception V3; `config.reading` selects one of the two networks with this name."""
 
     PREPROCESSING = network.preprocessing(image_size=299, crop="central")
     CONFIG = Config
@@ -263,11 +270,11 @@ class InceptionV3(network.Network):
         self._add_head(width, rngs=rngs)
 
     def _add_stem(self, conv: functools.partial) -> int:
-        """Convolutions in two parts, each of which ends with a max-pooling; returns their features."""
+        """Adds the stem's convolutions, two parts with a max-pooling after each; returns the output channels."""
         config = self.config
-        first = {"strides": config.stem_strides[0], "padding": config.padding}
-        unpadded = {"padding": config.padding}
-        parts = [(32, 3, first), (32, 3, unpadded), (64, 3, {})], [(80, 1, {}), (192, 3, unpadded)]
+        padding = {"padding": config.padding}
+        first = {"strides": config.stem_strides[0]} | padding
+        parts = [(32, 3, first), (32, 3, padding), (64, 3, {})], [(80, 1, {}), (192, 3, padding)]
         width = config.in_channels
         self.stem = nnx.List()
         for part in parts:
@@ -281,7 +288,8 @@ class InceptionV3(network.Network):
         """Normalized images float[N, H, W, in_channels] -> float[N, h, w, C] before pooling.
 
         Raises:
-          ValueError: if the images are too small for the layers without padding.
+          ImageSizeError: if the images are too small for the layers without padding.
+          ValueError: for images of another rank or number of channels.
         """
         self._check_images(x, smallest=self._smallest_input(), alternative="padding = 'SAME'")
         with jax.named_scope("stem"):
@@ -294,7 +302,7 @@ class InceptionV3(network.Network):
         return x
 
     def _stem(self, x: jax.Array, train: bool) -> jax.Array:
-        """Images -> what the first of the mixed modules reads."""
+        """Normalized images float[N, H, W, in_channels] -> features float[N, h, w, C] of the stem."""
         config = self.config
         for part, strides in zip(self.stem, config.stem_strides[1:], strict=True):
             for conv in part:
@@ -307,7 +315,7 @@ class InceptionV3(network.Network):
         return x
 
     def _smallest_input(self) -> int:
-        """Height and width that leave one pixel."""
+        """The least height and width from which the layers without padding leave one pixel."""
         if self.config.padding == "SAME":
             return 1
         first, *pools = self.config.stem_strides

@@ -24,7 +24,7 @@ class NetworkConfig(Section):
     dropout: float = setting(0.5, "dropout rate before the classifier", ge=0, lt=1)
     fc_layers: tuple[PositiveInt, ...] = setting((), "widths of fully connected ReLU layers before the classifier")
     implementation: Implementation | None = setting(
-        None, "of convolutions and max-pooling; None: the fastest that was measured for the platform"
+        None, "of convolutions and max-pooling; None: the fastest that was measured for the platform", free=True
     )
     dtype: Literal["float32", "bfloat16"] = setting(
         "float32", "type of the computation; parameters and statistics stay float32"

@@ -1,8 +1,8 @@
 """ResNet-50, 101 and 152: residual networks of bottleneck blocks, as first published.
 
 K. He, X. Zhang, S. Ren, J. Sun, "Deep Residual Learning for Image Recognition", CVPR 2016, table 1. A block
-that halves the image does so in its first 1x1 convolution. With biases in the convolutions, as Keras has them,
-they have 25,583,592, 44,601,832 and 60,268,520 parameters.
+that halves the image does so in its first 1x1 convolution. With biases in the convolutions, as in Keras, the three
+networks have 25,583,592, 44,601,832 and 60,268,520 parameters.
 """
 
 import functools
@@ -21,7 +21,7 @@ from xception_jax.models import network
 from xception_jax.models.network import NormalizedConfig, Pair
 from xception_jax.settings import setting
 
-EXPANSION = 4  # features of a block's last layer / of its others
+EXPANSION = 4  # a block's last layer has this many times the features of its other layers
 
 
 class Config(NormalizedConfig):
@@ -49,9 +49,10 @@ class Config(NormalizedConfig):
 
 
 class Bottleneck(nnx.Module):
-    """1x1, 3x3 and 1x1 convolution, around them a residual connection; ReLU comes after the addition.
+    """A 1x1, a 3x3 and a 1x1 convolution with a residual connection around them; ReLU follows the addition.
 
-    With `projection` the connection is a 1x1 convolution with batch normalization, otherwise the identity.
+    With `projection`, the residual connection is a 1x1 convolution with batch normalization; otherwise it is the
+    identity.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class Bottleneck(nnx.Module):
 class ResNet(network.Network):
     """The residual network that its config describes, ResNet-50 by default."""
 
-    # He et al. subtract the mean image instead.
+    # He et al. subtract the mean image of the training set instead.
     PREPROCESSING = network.preprocessing(image_size=224, crop="shorter_side")
     CONFIG = Config
 
@@ -91,7 +92,7 @@ class ResNet(network.Network):
             dtype=jnp.dtype(config.dtype),
             rngs=rngs,
         )
-        # Three pixels on each side, whatever the image's size; "SAME" would begin elsewhere on even sizes.
+        # Three pixels on each side for every image size; "SAME" would put two at the top and left of even sizes.
         self.stem = conv(
             config.in_channels, config.stem_width, 7, strides=config.stem_strides[0], padding=((3, 3), (3, 3))
         )
@@ -108,7 +109,7 @@ class ResNet(network.Network):
         """Normalized images float[N, H, W, in_channels] -> float[N, h, w, 4 widths[-1]] before pooling.
 
         Raises:
-          ValueError: for images of another shape.
+          ValueError: for images of another rank or number of channels.
         """
         config = self.config
         self._check_images(x)

@@ -1,13 +1,14 @@
-"""VGG-16, and the same stack made of depthwise separable convolutions.
+"""VGG-16, and the same stack of layers with depthwise separable convolutions.
 
 K. Simonyan, A. Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Recognition", ICLR 2015,
 table 1, column D: 138,357,544 parameters.
 
-Chollet 2017, section 4.6, reports that stacks like VGG, without residual connections but with a depthwise
-separable convolution in place of every convolution, did better on JFT than an Inception V3 of as many parameters.
-It gives no widths. `SeparableVGG` is such a stack: VGG-16's 13 convolutions made separable, each with batch
-normalization, and Xception's head. Its widths are m, 2m, 4m, 8m and 8m, rounded, for m = 232.729: so there would
-be 23,626,728 parameters, those of Inception V3 in table 3. Rounded there are 23,629,977.
+Chollet 2017, section 4.6, reports that a stack like VGG, without residual connections but with every convolution
+replaced by a depthwise separable convolution, was better on JFT than an Inception V3 with as many parameters. It
+does not give the widths. `SeparableVGG` is such a stack: VGG-16's 13 convolutions replaced by separable
+convolutions, each with batch normalization, and Xception's head. Its widths are m, 2m, 4m, 8m and 8m, rounded, for
+m = 232.729. Without rounding, this m gives the 23,626,728 parameters of Inception V3 in table 3; with rounding
+there are 23,629,977.
 """
 
 import functools
@@ -16,9 +17,8 @@ from typing import Annotated, Self
 import jax
 import jax.numpy as jnp
 import pydantic
-from annotated_types import MinLen
 from flax import nnx
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 
 from xception_jax import ops
 from xception_jax.errors import SettingError
@@ -27,15 +27,15 @@ from xception_jax.models import network
 from xception_jax.models.network import NetworkConfig, NormalizedConfig
 from xception_jax.settings import setting
 
-# He et al. 2015: each ReLU halves the variance of the signal, and no normalization restores it; from Keras's
-# initialization this network hardly begins to learn.
+# He et al. 2015: each ReLU halves the second moment of the signal, and without normalization nothing restores it.
+# With Keras's default initialization this network hardly begins to learn.
 KERNEL_INIT = nnx.initializers.he_normal()
 
-Stages = tuple[Annotated[tuple[PositiveInt, ...], MinLen(1)], ...]
+Stages = tuple[Annotated[tuple[PositiveInt, ...], Field(min_length=1)], ...]
 
 
-def _stack(layer: functools.partial, config) -> nnx.List:
-    """The layers of every stage; `layer` takes the numbers of channels in and out."""
+def _stack(layer: functools.partial, config: "Config | SeparableConfig") -> nnx.List:
+    """The layers of every stage; `layer` makes one from its numbers of input and output channels."""
     stages, width = nnx.List(), config.in_channels
     for widths in config.stages:
         inputs = (width, *widths[:-1])
@@ -63,16 +63,14 @@ class Config(NetworkConfig):
     @pydantic.model_validator(mode="after")
     def _check(self) -> Self:
         if self.image_size < (least := 2 ** len(self.stages)):
-            raise SettingError(
-                "image_size", self.image_size, f"must be at least {least}: each stage halves the image"
-            )
+            raise SettingError("image_size", self.image_size, f"must be at least {least}; each stage halves it")
         return self
 
 
 class VGG(network.Network):
     """VGG: 3x3 convolutions with bias and ReLU; no normalization."""
 
-    # Simonyan and Zisserman subtract the mean color instead.
+    # Simonyan and Zisserman subtract the mean color of the training set instead.
     PREPROCESSING = network.preprocessing(image_size=224, crop="shorter_side")
     CONFIG = Config
 
@@ -93,17 +91,16 @@ class VGG(network.Network):
     def features(self, x: jax.Array, *, train: bool = False) -> jax.Array:
         """Normalized images float[N, image_size, image_size, in_channels] -> float[N, h, w, C] before the head.
 
-        `train` is there for the same call as other models have: nothing here depends on it.
+        `train` has no effect here; all models take the same arguments.
 
         Raises:
-          ValueError: for images of another shape.
+          ImageSizeError: for images of another height or width.
+          ValueError: for images of another rank or number of channels.
         """
         config = self.config
         self._check_images(x)
         if x.shape[1:3] != (config.image_size,) * 2:
-            remedy = (
-                f"the model's image_size is {config.image_size}; resize them, or create the model for their size"
-            )
+            remedy = f"the model's image_size is {config.image_size}; resize them, or create the model for theirs"
             raise network.ImageSizeError(x.shape[1:3], config.image_size, remedy)
         for i, stage in enumerate(self.stages):
             with jax.named_scope(f"stage_{i}"):
@@ -114,7 +111,7 @@ class VGG(network.Network):
         return x
 
     def logits(self, x: jax.Array, *, train: bool, key: jax.Array | None) -> jax.Array:
-        """Features float[N, h, w, C] -> logits float32[N, num_classes]; dropout follows every layer of `fc`."""
+        """Features float[N, h, w, C] -> logits float32[N, num_classes]; dropout follows each layer of `fc`."""
         x = x.reshape(len(x), -1)  # [N, h w C]; 224: [N, 25088]
         for i, linear in enumerate(self.fc):
             x = jax.nn.relu(linear(x))  # [N, width]
@@ -155,7 +152,8 @@ class SeparableVGG(network.Network):
         """Normalized images float[N, H, W, in_channels] -> float[N, h, w, C] before pooling.
 
         Raises:
-          ValueError: if the images are too small for a pooling in every stage.
+          ImageSizeError: if the images are too small for a pooling in every stage.
+          ValueError: for images of another rank or number of channels.
         """
         self._check_images(x, smallest=2 ** len(self.stages))
         for i, stage in enumerate(self.stages):

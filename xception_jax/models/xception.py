@@ -1,7 +1,7 @@
 """Xception: a linear stack of depthwise separable convolutions with residual connections.
 
 F. Chollet, "Xception: Deep Learning with Depthwise Separable Convolutions", CVPR 2017, figure 5:
-36 convolutional layers in 14 modules, residual connections around all but the first and the last.
+36 convolutional layers in 14 modules; all modules but the first and the last have residual connections.
 """
 
 import functools
@@ -32,35 +32,43 @@ class Config(NormalizedConfig):
     )
     segments: Annotated[int | None, zero_is_none] = setting(
         None,
-        "channel segments of spatial convolutions; 1: a regular convolution, None: one segment a channel",
+        "channel segments of spatial convolutions; 1: regular convolution, None: one per channel (depthwise)",
         gt=0,
     )
     stem_widths: Pair = setting((32, 64), "features of the two convolutions of module 1")
-    stem_strides: Pair = setting((2, 1), "their strides; (1, 1) suits images of a few dozen pixels")
+    stem_strides: Pair = setting(
+        (2, 1), "strides of both convolutions of module 1; (1, 1) suits images of a few dozen pixels"
+    )
     stem_padding: Literal["VALID", "SAME"] = setting(
-        "VALID", "their padding; SAME suits images of a few dozen pixels"
+        "VALID", "padding of both convolutions of module 1; SAME suits images of a few dozen pixels"
     )
     entry_widths: tuple[PositiveInt, ...] = setting(
         (128, 256, 728),
-        "features of modules 2-4, each of which halves the image; the last is the middle flow's",
+        "features of modules 2-4, which halve the image; the last number is the width of the middle flow",
         min_length=1,
     )
     middle_blocks: int = setting(8, "number of modules in the middle flow, 5-12", ge=0)
     exit_widths: Triple = setting(
-        (1024, 1536, 2048), "features of the end of module 13 and of the two layers of module 14"
+        (1024, 1536, 2048), "features of the last layer of module 13 and of both layers of module 14"
     )
     remat: bool = setting(
-        False, "recompute modules 2-13 in the backward pass; on CPU under jax 0.10 this needs scan_middle too"
+        False,
+        "recompute modules 2-13 in the backward pass; on CPU under jax 0.10 this needs scan_middle too",
+        free=True,
     )
-    scan_middle: bool = setting(False, "compile one module of the middle flow and loop over all of them")
+    scan_middle: bool = setting(
+        False,
+        "compile one module of the middle flow and loop over all, which takes less time to compile",
+        free=True,
+    )
 
 
 class ResidualModule(nnx.Module):
-    """One of modules 2-13: separable convolutions, each after a ReLU, around them a residual connection.
+    """One of modules 2-13: separable convolutions, each preceded by a ReLU, and a residual connection around them.
 
-    With `downsample` a 3x3 max-pooling of stride 2 follows them and the connection is a 1x1 convolution of
-    stride 2 with batch normalization; otherwise it is the identity. Nothing comes after the addition: the
-    next module's ReLU acts on the sum, its shortcut reads the sum itself.
+    With `downsample`, the convolutions are followed by a 3x3 max-pooling of stride 2, and the residual connection
+    is a 1x1 convolution of stride 2 with batch normalization; otherwise it is the identity. No activation follows
+    the addition: the next module applies its ReLU to the sum, while its residual connection reads the sum itself.
     """
 
     def __init__(
@@ -137,7 +145,7 @@ class Xception(network.Network):
         for features, strides in zip(config.stem_widths, config.stem_strides, strict=True):
             self.stem.append(ConvBN(width, features, 3, strides=strides, padding=config.stem_padding, **shared))
             width = features
-        self.entry = nnx.List()  # modules 2-4; the stem ends with a ReLU, so module 2 has none in front
+        self.entry = nnx.List()  # modules 2-4; the stem ends with a ReLU, so module 2 does not begin with one
         for i, features in enumerate(config.entry_widths):
             self.entry.append(module(width, (features,) * 2, downsample=True, leading_relu=i > 0))
             width = features
@@ -157,7 +165,8 @@ class Xception(network.Network):
         """Normalized images float[N, H, W, in_channels] -> float[N, h, w, exit_widths[-1]] before pooling.
 
         Raises:
-          ValueError: if the images are too small for an unpadded stem.
+          ImageSizeError: if the images are too small for an unpadded stem.
+          ValueError: for images of another rank or number of channels.
         """
         unpadded = self.config.stem_padding == "VALID"
         windows = [(3 if unpadded else 1, strides) for strides in self.config.stem_strides]
@@ -182,25 +191,26 @@ class Xception(network.Network):
         return x
 
     def _module(self, module: ResidualModule, x: jax.Array, train: bool) -> jax.Array:
-        """One of modules 2-13, float[N, h, w, C] -> its output."""
+        """Applies one of modules 2-13 to x, float[N, h, w, C]; with `remat`, the backward pass recomputes it."""
         if self.config.remat:
             return nnx.remat(lambda module, x: module(x, train=train))(module, x)
         return module(x, train=train)
 
     def _scan_middle(self, x: jax.Array, train: bool) -> jax.Array:
-        """The middle flow as a loop over its modules' stacked variables."""
-        graphdefs, *states = zip(
-            *(nnx.split(module, nnx.Param, nnx.BatchStat) for module in self.middle), strict=True
-        )
+        """Applies the middle flow as a loop over its modules, whose variables are stacked on a new first axis.
+
+        The loop returns all variables that are no parameters, since a module may change them.
+        """
+        graphdefs, *states = zip(*(nnx.split(module, nnx.Param, ...) for module in self.middle), strict=True)
         stacked = [jax.tree.map(lambda *leaves: jnp.stack(leaves), *state) for state in states]  # [blocks, ...]
 
         def body(x, state):
             module = nnx.merge(graphdefs[0], *state)
             x = self._module(module, x, train)
-            return x, nnx.state(module, nnx.BatchStat)
+            return x, nnx.state(module, nnx.Not(nnx.Param))
 
         with jax.named_scope("middle"):
-            x, statistics = jax.lax.scan(body, x, tuple(stacked))
+            x, others = jax.lax.scan(body, x, tuple(stacked))
         for i, module in enumerate(self.middle):
-            nnx.update(module, jax.tree.map(lambda leaf, i=i: leaf[i], statistics))
+            nnx.update(module, jax.tree.map(lambda leaf, i=i: leaf[i], others))
         return x

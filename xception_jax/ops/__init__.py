@@ -1,4 +1,4 @@
-"""Operations with more than one implementation; jax only."""
+"""Operations on images and features; some have several implementations, of which None picks the fastest."""
 
 from xception_jax.ops.convolution import conv as conv
 from xception_jax.ops.depthwise import depthwise_conv as depthwise_conv

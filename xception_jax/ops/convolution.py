@@ -35,18 +35,20 @@ def conv(
     Args:
       x: images or features, float[N, H, W, C].
       kernel: float[kh, kw, C / groups, features].
-      strides: steps in pixels.
+      strides: strides in pixels, one number or (rows, columns).
       padding: "SAME", "VALID" or ((top, bottom), (left, right)) in pixels.
-      groups: contiguous parts of the channels, convolved each by itself into features / groups features.
-      implementation: "xla"; "shift": one matrix product over shifted copies of x, side by side, which takes kw
-        times the memory of x and is faster on CPU for the few channels of a stem; or None: "shift" on CPU,
-        "xla" elsewhere.
+      groups: number of contiguous groups of channels; each group is convolved separately into features / groups
+        features.
+      implementation: "xla" or "shift"; None: "shift" on CPU, "xla" elsewhere. "shift" is one matrix product with
+        the concatenation of shifted copies of x. It needs kw times the memory of x, and is faster on CPU for
+        inputs with few channels, as in a stem.
 
     Returns:
       float[N, H', W', features] in the dtype of `x`.
 
     Raises:
-      ValueError: if the shapes do not fit, no window does, or `implementation` is unknown.
+      SettingError: if `implementation` is unknown.
+      ValueError: if the shapes of x and kernel do not match, or the window is larger than the padded input.
 
     >>> conv(jnp.ones((1, 3, 3, 2)), jnp.ones((3, 3, 2, 4)), padding="VALID").ravel().tolist()
     [18.0, 18.0, 18.0, 18.0]
@@ -68,6 +70,7 @@ def conv(
 
 
 def _shift_groups(x: jax.Array, kernel: jax.Array, strides: Pair, padding: Pairs, groups: int) -> jax.Array:
+    """Applies `_shift` to each group of channels."""
     if groups == 1:
         return _shift(x, kernel, strides, padding)
     x = jnp.moveaxis(x.reshape(*x.shape[:3], groups, -1), 3, 0)  # [groups, N, H, W, C / groups]
@@ -78,15 +81,17 @@ def _shift_groups(x: jax.Array, kernel: jax.Array, strides: Pair, padding: Pairs
 
 
 def _shift(x: jax.Array, kernel: jax.Array, strides: Pair, padding: Pairs) -> jax.Array:
-    """One matrix product over pixels. A row of the left matrix has the pixels that a row of the kernel meets, side
-    by side; a column of the right one belongs to a row of the kernel and a feature; the products of the kernel's
-    rows are shifted and added. With strides, to compute nothing that is thrown away, a row of the left matrix
-    has the pixels of the whole window, kh times the memory.
+    """Convolution as one matrix product.
+
+    Each row of the left matrix concatenates the pixels under one row of the kernel; each column of the right
+    matrix holds the weights of one row of the kernel for one feature. The products for the kernel's rows are then
+    shifted and added. With vertical strides, many of these products would not be used; there, each row of the left
+    matrix concatenates the pixels of the whole window instead, which needs kh times the memory.
     """
     window, features = kernel.shape[:2], kernel.shape[3]
     out = output_size(x.shape[1:3], window, strides, padding)
-    inner = (window[0] if strides[0] > 1 else 1, window[1])  # taps in a row of the left matrix
-    count = window[0] // inner[0]
+    inner = (window[0] if strides[0] > 1 else 1, window[1])  # part of the window in each row of the left matrix
+    count = window[0] // inner[0]  # number of such parts in the window
     rows = out[0] + count - 1
     padded, dtype = pad(x, padding), accumulator(x.dtype)
     parts = [shifted(padded, tap, strides, (rows, out[1])) for tap in taps(inner)]

@@ -1,8 +1,8 @@
 """Depthwise convolution: one spatial kernel per channel.
 
-Two implementations behind one function. `"xla"` is the reference: XLA's grouped convolution with as many
-groups as channels. `"shift"` adds up shifted, scaled copies of the input, one for each kernel tap, and brings
-its own derivative; on CPU it is many times faster, because XLA's CPU backend has no fast grouped convolution.
+There are two implementations. "xla" is the reference: XLA's grouped convolution with one group per channel.
+"shift" adds shifted copies of the input, multiplied by the kernel's taps, and defines its own derivative. On CPU
+it is many times faster, because XLA's CPU backend has no fast grouped convolution.
 """
 
 import functools
@@ -39,18 +39,19 @@ def depthwise_conv(
 
     Args:
       x: images or features, float[N, H, W, C].
-      kernel: float[kh, kw, 1, C], the layout XLA uses for a convolution with C groups.
-      strides: steps in pixels, one number or (rows, columns).
-      padding: "SAME" (XLA's and TensorFlow's rule: the odd pixel goes to the end), "VALID", or explicit
+      kernel: float[kh, kw, 1, C], XLA's layout for a convolution with C groups.
+      strides: strides in pixels, one number or (rows, columns).
+      padding: "SAME" (the rule of XLA and TensorFlow, which adds an odd pixel at the end), "VALID", or
         ((top, bottom), (left, right)) in pixels.
-      implementation: "xla", "shift", or None: "shift" on CPU, where it was measured to be the faster
-        (results/speed.csv), "xla" on other platforms, where none was measured yet.
+      implementation: "xla" or "shift"; None: "shift" on CPU, where measurements show that it is faster
+        (results/speed.csv), "xla" on other platforms, where the two were not measured yet.
 
     Returns:
       float[N, H', W', C] in the dtype of `x`; "shift" accumulates in float32 or wider.
 
     Raises:
-      ValueError: if the shapes do not fit or `implementation` is unknown.
+      SettingError: if `implementation` is unknown.
+      ValueError: if the shapes of x and kernel do not match, or the window is larger than the padded input.
 
     >>> x = jnp.arange(9.0).reshape(1, 3, 3, 1)
     >>> depthwise_conv(x, jnp.ones((3, 3, 1, 1)), padding="VALID").item()
@@ -74,7 +75,7 @@ def _shift(x: jax.Array, kernel: jax.Array, strides: Pair, padding: Pairs) -> ja
 
 
 def _weighted_sum(padded: jax.Array, kernel: jax.Array, strides: Pair, out: Pair) -> jax.Array:
-    """Shifted copies of `padded` times the kernel's taps; XLA makes one loop of it."""
+    """The sum of shifted copies of `padded` times the kernel's taps; XLA compiles it to one loop."""
     dtype = accumulator(padded.dtype)
     weights = kernel.astype(dtype)
     products = (
@@ -85,13 +86,16 @@ def _weighted_sum(padded: jax.Array, kernel: jax.Array, strides: Pair, out: Pair
 
 
 def _blocks(rows: int) -> tuple[int, int]:
-    """(rows in a block, blocks) with 6 to 10 rows in a block where there are as many, and few left over."""
+    """Splits rows into the blocks of `_kernel_gradient`: (rows per block, number of blocks).
+
+    A block has 6 to 10 rows, or all rows if there are fewer. The product exceeds `rows` by as little as possible.
+    """
     size = min(range(min(rows, 6), min(rows, 10) + 1), key=lambda size: (-(-rows // size) * size, -size))
     return size, -(-rows // size)
 
 
 def _shift_forward(x, kernel, strides, padding):
-    """Keeps the padded input, which is in memory anyway, with rows below that fill the last block."""
+    """Keeps the padded input, which is in memory anyway, with extra rows below that complete the blocks."""
     out = output_size(x.shape[1:3], kernel.shape[:2], strides, padding)
     size, count = _blocks(out[0])
     (top, bottom), columns = padding
@@ -100,15 +104,18 @@ def _shift_forward(x, kernel, strides, padding):
 
 
 def _shift_backward(strides, padding, residuals, dy):
-    """The input's gradient is the same operation with the flipped kernel on the dilated output gradient."""
+    """Gradients of the input and the kernel.
+
+    The input's gradient is the same operation with the flipped kernel on the dilated output gradient.
+    """
     padded, kernel = residuals
     window, out = kernel.shape[:2], dy.shape[1:3]
     size, count = _blocks(out[0])
-    missing = size * count - out[0]
-    spare = (missing * strides[0], 0)
-    image = [n - sum(p) - m for n, p, m in zip(padded.shape[1:3], padding, spare, strict=True)]
+    missing = size * count - out[0]  # rows that dy lacks to complete the blocks
+    extra = (missing * strides[0], 0)  # rows and columns that the forward pass added for them
+    image = [n - sum(p) - m for n, p, m in zip(padded.shape[1:3], padding, extra, strict=True)]
 
-    # Full correlation: pad so that a stride-1 pass over the dilated dy has the input's height and width.
+    # Full correlation: dy is dilated and padded such that a pass with stride 1 has the input's height and width.
     (top, bottom), (left, right) = (
         (k - 1 - p[0], n + p[0] - (o - 1) * s - 1)
         for n, k, p, o, s in zip(image, window, padding, out, strides, strict=True)
@@ -117,7 +124,7 @@ def _shift_backward(strides, padding, residuals, dy):
     dilated = pad(dy, ((top, bottom + missing * share), (left, right)), dilation=strides)
     dx = _weighted_sum(dilated, kernel[::-1, ::-1], (1, 1), tuple(image))  # [N, H, W, C]
 
-    if share:  # one padded copy of dy serves both gradients
+    if share:  # both gradients use the same padded copy of dy
         rows, first = dilated, (top, left)
     else:
         rows, first = pad(dy, ((0, missing), (0, 0))), (0, 0)
@@ -126,11 +133,19 @@ def _shift_backward(strides, padding, residuals, dy):
 
 
 def _kernel_gradient(padded, dy, first, window, strides, blocks):
-    """Sums shifted(padded) * dy over batch and space for each tap -> [kh, kw, 1, C].
+    """The kernel's gradient [kh, kw, 1, C]: for each tap, the sum of shifted(padded) * dy over images and pixels.
 
-    First over the rows of equal place in their block, in one loop with C in the vector registers, which leaves
-    the [N, blocks, W', C] numbers that a matrix product with ones adds up: XLA's CPU backend is far slower
-    at one long reduction. `first` is the place of dy's first row and column in the array given as `dy`.
+    XLA's CPU backend is slow at one long reduction, so the sum is taken in two steps. The first step adds the rows
+    of each block, in one loop that is vectorized over the channels; block i has the rows i, i + count, i + 2 count
+    and so on, where count is the number of blocks. The second step adds the remaining [N, count, W', C] numbers by
+    a matrix product with ones.
+
+    Args:
+      padded: the padded input, float[N, rows, columns, C].
+      dy: an array that contains the output gradient, followed by zeros that complete the blocks.
+      first: row and column of `dy` at which the output gradient begins.
+      window, strides: window and strides of the convolution.
+      blocks: (rows per block, number of blocks, columns of the output gradient).
     """
     size, count, columns = blocks
     dtype = accumulator(padded.dtype)
@@ -140,7 +155,7 @@ def _kernel_gradient(padded, dy, first, window, strides, blocks):
         for r in range(0, size * count, count):
             part = shifted(padded, (i + r * strides[0], j), strides, (count, columns))
             rows = shifted(dy, (first[0] + r, first[1]), (1, 1), (count, columns))
-            total += part.astype(dtype) * rows.astype(dtype)  # [N, blocks, W', C]
+            total += part.astype(dtype) * rows.astype(dtype)  # [N, count, W', C]
         total = total.reshape(-1, total.shape[-1])
         sums.append(jnp.dot(jnp.ones(len(total), dtype), total, precision=lax.Precision.HIGHEST))  # [C]
     return jnp.stack(sums).reshape(*window, 1, -1)  # [kh, kw, 1, C]

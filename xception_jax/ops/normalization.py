@@ -1,4 +1,4 @@
-"""Normalization by the statistics of a batch, with a derivative of its own."""
+"""Normalization by the statistics of a batch, with a hand-written derivative."""
 
 import functools
 
@@ -12,24 +12,24 @@ from xception_jax.ops.windows import accumulator
 def normalize(
     x: jax.Array, scale: jax.Array, bias: jax.Array, *, epsilon: float, dtype: jnp.dtype
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """scale (x - mean) / sqrt(var + epsilon) + bias, by statistics over all axes but the first and the last
-    (Ioffe and Szegedy 2015).
+    """Batch normalization (Ioffe and Szegedy 2015): scale (x - mean) / sqrt(var + epsilon) + bias.
 
-    Statistics and sums are taken in float32 or wider, the variance (the biased one) in a second pass: a single
-    pass loses it when the mean is large.
+    The mean and the biased variance are computed over all axes except the first and the last, in float32 or wider.
+    The variance is computed in a second pass, because the difference of two sums from a single pass would be
+    inaccurate where the mean is large.
 
     Args:
-      x: float[G, ..., C], groups with statistics of their own.
+      x: float[G, ..., C], G groups, each with its own statistics.
       scale, bias: float[C].
-      epsilon: added to the variance inside the root.
-      dtype: of the result.
+      epsilon: number added to the variance, inside the root.
+      dtype: type of y.
 
     Returns:
-      (y like x in `dtype`, mean float[G, C], var float[G, C]); no gradient flows through mean and var.
+      (y with the shape of x, mean float[G, C], var float[G, C]); no gradient flows through mean and var.
     """
     apply = functools.partial(_normalize, epsilon=epsilon, dtype=jnp.dtype(dtype))
     rows = x.reshape(x.shape[0], -1, x.shape[-1])  # [G, M, C]
-    if len(rows) == 1:  # XLA's CPU backend is ten times slower at the same sums with an axis in front
+    if len(rows) == 1:  # without vmap: XLA's CPU backend is ten times slower at sums with an additional first axis
         y, mean, var = (out[None] for out in apply(rows[0], scale, bias))
     else:
         y, mean, var = jax.vmap(apply, (0, None, None))(rows, scale, bias)
@@ -37,6 +37,7 @@ def normalize(
 
 
 def _wide(x: jax.Array) -> jax.Array:
+    """x in float32 or wider."""
     return x.astype(accumulator(x.dtype))
 
 
@@ -46,7 +47,7 @@ def _normalize(x, scale, bias, epsilon, dtype):
 
 
 def _normalize_forward(x, scale, bias, epsilon, dtype):
-    """x: [M, C]."""
+    """Normalizes x[M, C]; the residuals are x and what the derivative needs per channel."""
     wide = _wide(x)
     mean = jnp.mean(wide, 0)  # [C]
     var = jnp.mean(jnp.square(wide - mean[None]), 0)  # [C]
@@ -56,12 +57,15 @@ def _normalize_forward(x, scale, bias, epsilon, dtype):
 
 
 def _again(mean: jax.Array) -> jax.Array:
-    """The same numbers, which XLA does not recognize: it would keep x - mean in memory for its three uses."""
+    """The mean itself, behind a barrier, so that XLA computes x - mean again for each use.
+
+    Without the barrier XLA would recognize the common expression and keep x - mean in memory.
+    """
     return lax.optimization_barrier(mean)
 
 
 def _normalize_backward(epsilon, dtype, residuals, cotangents):
-    """Ioffe and Szegedy 2015, section 3, as dx = a dy + b (x - mean) + c with a, b, c per channel."""
+    """The gradients of Ioffe and Szegedy 2015, section 3; dx is written as a dy + b (x - mean) + c per channel."""
     x, mean, factor, scale = residuals
     dy, centered = _wide(cotangents[0]), _wide(x) - _again(mean)[None]
     dbias = jnp.sum(dy, 0)  # [C]

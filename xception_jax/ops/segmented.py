@@ -1,6 +1,6 @@
 """The spectrum between a regular and a depthwise convolution (Chollet 2017, section 1.2).
 
-The channels are cut into contiguous segments; every segment has a convolution of its own. One segment is a
+The channels are cut into contiguous segments, and each segment is convolved separately. One segment gives a
 regular convolution, one segment per channel a depthwise convolution.
 """
 
@@ -9,14 +9,23 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from xception_jax.errors import SettingError
 from xception_jax.ops.convolution import conv
 from xception_jax.ops.depthwise import depthwise_conv
 
 
 def partition(channels: int, segments: int) -> list[tuple[int, int]]:
-    """Cuts `channels` into `segments` near-equal parts: [(how many, width of each), ...], wide parts first.
+    """Cuts `channels` into `segments` parts whose widths differ by at most 1.
 
-    More segments than channels give one segment per channel.
+    Args:
+      channels: number of channels.
+      segments: number of parts; more parts than channels give one part per channel.
+
+    Returns:
+      [(number of parts, width of each), ...], wider parts first.
+
+    Raises:
+      SettingError: if there is less than one segment.
 
     >>> partition(728, 8)
     [(8, 91)]
@@ -26,7 +35,7 @@ def partition(channels: int, segments: int) -> list[tuple[int, int]]:
     [(64, 1)]
     """
     if segments < 1:
-        raise ValueError(f"segments={segments}: must be at least 1")
+        raise SettingError("segments", segments, "must be at least 1")
     segments = min(segments, channels)
     width, wider = divmod(channels, segments)
     parts = [(wider, width + 1), (segments - wider, width)]
@@ -36,18 +45,20 @@ def partition(channels: int, segments: int) -> list[tuple[int, int]]:
 def segmented_conv(
     x: jax.Array, kernels: Sequence[jax.Array], *, padding: str = "SAME", implementation: str | None = None
 ) -> jax.Array:
-    """Stride-1 convolution of each channel segment of `x` by itself; as many channels out as in.
+    """Convolves each segment of the channels of `x` separately, with stride 1; the number of channels stays.
 
     Args:
       x: features, float[N, H, W, C].
-      kernels: one array for each (count, width) of `partition(C, segments)`, float[kh, kw, width, count * width].
+      kernels: for each (count, width) of `partition(C, segments)`, one array float[kh, kw, width, count * width].
       padding: "SAME" or "VALID".
-      implementation: of `conv`, and of `depthwise_conv`, which does the segments one channel wide.
+      implementation: as in `depthwise_conv`, which convolves segments of width 1, and `conv`, which convolves the
+        others.
 
     Returns:
       float[N, H', W', C].
 
     Raises:
+      SettingError: if `implementation` is unknown.
       ValueError: if the kernels do not cover exactly C channels.
     """
     channels = [kernel.shape[3] for kernel in kernels]

@@ -1,4 +1,4 @@
-"""Sliding windows as shifted copies of a padded array: what the implementations called "shift" have in common."""
+"""Sliding windows: padding, output sizes, and the shifted copies that the implementations called "shift" use."""
 
 import typing
 from collections.abc import Iterator, Sequence
@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from xception_jax.errors import SettingError
+
 Implementation = Literal["xla", "shift"]
 IMPLEMENTATIONS: tuple[str, ...] = typing.get_args(Implementation)
 
@@ -16,15 +18,17 @@ Pairs = tuple[Pair, Pair]
 
 
 def pair(value: int | Sequence[int]) -> Pair:
-    """One number for rows and columns, or both."""
+    """(rows, columns), from one number for both or from two numbers."""
     return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
 
 
 def pad_pairs(size: Pair, window: Pair, strides: Pair, padding: str | Sequence[Pair]) -> Pairs:
-    """((top, bottom), (left, right)) in pixels; "SAME" is XLA's and TensorFlow's: the odd pixel at the end.
+    """The padding in pixels, ((top, bottom), (left, right)).
+
+    "SAME" follows the rule of XLA and TensorFlow: an odd pixel is added at the end.
 
     Raises:
-      ValueError: if no window fits.
+      ValueError: if the window is larger than the padded input.
     """
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(size, window, strides, padding)
@@ -36,42 +40,45 @@ def pad_pairs(size: Pair, window: Pair, strides: Pair, padding: str | Sequence[P
 
 
 def output_size(size: Pair, window: Pair, strides: Pair, padding: Pairs) -> Pair:
-    """Rows and columns of windows that fit."""
+    """The height and width of the output: the number of windows that fit into each column and row."""
     return tuple((n + sum(p) - k) // s + 1 for n, p, k, s in zip(size, padding, window, strides, strict=True))
 
 
 def pad(x: jax.Array, padding: Pairs, *, value: float = 0, dilation: Pair = (1, 1)) -> jax.Array:
-    """Pads the rows and columns of x[N, H, W, C], with `dilation - 1` values between them; negative pads crop."""
+    """Pads the height and width of x[N, H, W, C]; negative numbers crop.
+
+    With `dilation`, dilation - 1 copies of `value` are inserted between neighboring pixels.
+    """
     (top, bottom), (left, right) = padding
     config = ((0, 0, 0), (top, bottom, dilation[0] - 1), (left, right, dilation[1] - 1), (0, 0, 0))
     return lax.pad(x, jnp.asarray(value, x.dtype), config)
 
 
 def shifted(padded: jax.Array, tap: Pair, strides: Pair, size: Pair) -> jax.Array:
-    """What tap (i, j) of all windows meets: [N, *size, C], where `size` counts windows down and across."""
+    """The pixel under tap (i, j) of each window: [N, *size, C], where `size` is the number of windows each way."""
     n, _, _, c = padded.shape
     end = [t + (k - 1) * s + 1 for t, k, s in zip(tap, size, strides, strict=True)]
     return lax.slice(padded, (0, *tap, 0), (n, *end, c), (1, *strides, 1))
 
 
 def taps(window: Pair) -> Iterator[Pair]:
-    """All (i, j) of a window, row by row."""
+    """All positions (i, j) in a window, row by row."""
     return ((i, j) for i in range(window[0]) for j in range(window[1]))
 
 
 def accumulator(dtype: jnp.dtype) -> jnp.dtype:
-    """The type to sum in: float32 for narrower types, else the type itself."""
+    """The type in which sums of `dtype` are computed: at least float32."""
     return jnp.dtype(jnp.float32) if dtype.itemsize < 4 else dtype
 
 
 def choose(implementation: str | None) -> str:
-    """The implementation itself, or the fastest one that was measured for the platform (results/speed.csv).
+    """The implementation itself; for None, the fastest measured one for the platform (results/speed.csv).
 
     Raises:
-      ValueError: if it is unknown.
+      SettingError: if it is unknown.
     """
     if implementation is None:
         return "shift" if jax.default_backend() == "cpu" else "xla"
     if implementation not in IMPLEMENTATIONS:
-        raise ValueError(f"implementation={implementation!r}: choose one of {IMPLEMENTATIONS} or None")
+        raise SettingError("implementation", implementation, f"choose one of {IMPLEMENTATIONS} or None")
     return implementation
