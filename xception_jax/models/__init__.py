@@ -8,7 +8,6 @@ from xception_jax.errors import SettingError
 from xception_jax.models.inception_v3 import InceptionV3
 from xception_jax.models.network import ImageSizeError as ImageSizeError
 from xception_jax.models.network import Network, NetworkConfig
-from xception_jax.models.preprocessing import Preprocessing as Preprocessing
 from xception_jax.models.resnet import ResNet
 from xception_jax.models.vgg import VGG, SeparableVGG
 from xception_jax.models.xception import Xception
