@@ -30,6 +30,11 @@ def _parse_flags(argv: list[str]) -> list[str]:
     from xception_jax.commands import command_line
 
     example = "python train.py --config configs/digits.py --workdir runs/digits"
+    if {"--help", "-h"} & set(argv):
+        print(
+            f"{__doc__}\n{flags.FLAGS.main_module_help()}\n\nsettings of a recipe:\n{command_line.settings_help()}"
+        )
+        sys.exit(0)
     try:
         command_line.parse(flags.FLAGS, argv, required=("config", "workdir"), example=example)
     except errors.UserError as error:
@@ -48,13 +53,15 @@ def _connect() -> None:
     """Joins the other hosts, before JAX looks at its devices."""
     import jax
 
-    if _COORDINATOR.value is None:
+    address = _COORDINATOR.value
+    if address is None:
         return
-    address = None if _COORDINATOR.value == "auto" else _COORDINATOR.value
+    if address != "auto" and not address.rpartition(":")[2].isdecimal():
+        _fail(f"--coordinator={address}: write HOST:PORT, such as 10.0.0.1:8476, or 'auto'", 2)
     try:
-        jax.distributed.initialize(address, _NUM_PROCESSES.value, _PROCESS_ID.value)
-    except (ValueError, RuntimeError) as error:
-        _fail(f"--coordinator={_COORDINATOR.value}: {error}", 2)
+        jax.distributed.initialize(None if address == "auto" else address, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    except Exception as error:  # what JAX raises depends on the cluster that it looks for
+        _fail(f"--coordinator={address}: {error}", 2)
 
 
 def main(_: list[str]) -> None:

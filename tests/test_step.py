@@ -1,5 +1,6 @@
 """The training step: equal on 1 and 8 devices, equal when accumulated, and what its devices tell each other."""
 
+import dataclasses
 import functools
 import re
 
@@ -12,8 +13,10 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from xception_jax import create_model, metrics, optim, state
 from xception_jax.data.images.augment import Augmentation
+from xception_jax.data.images.inputs import of_model
 from xception_jax.data.sources.builtin import digits
-from xception_jax.step import make_eval_step, make_train_step, normalize
+from xception_jax.models.xception import Xception
+from xception_jax.step import make_eval_step, make_train_step
 
 SMALL = {
     "num_classes": 10,
@@ -27,7 +30,14 @@ SMALL = {
 }
 
 
-COMMON = {"mean": 0.5, "std": 0.5, "objective": metrics.Objective(num_classes=10)}
+def prepare(channels=1, augmentation=None):
+    """`prepare` of images that reach the model in [-1, 1]."""
+    inputs = of_model(Xception.PREPROCESSING, channels=channels, image_size=12)
+    return dataclasses.replace(inputs, augmentation=augmentation).prepare
+
+
+COMMON = {"prepare": prepare(), "objective": metrics.Objective(num_classes=10)}
+AVERAGING = optim.Averaging(decay=0.9)
 
 
 def shardings(devices):
@@ -62,7 +72,7 @@ def run(*, devices=1, steps=3, group=None, dropout=0.0, **options):
 
     graphdef = state.split(nnx.eval_shape(lambda: make_model(jax.random.key(0))))[0]
     step = make_train_step(
-        graphdef, optimizer, **COMMON | {"accumulation_block": group or 1, "polyak_decay": 0.9} | options
+        graphdef, optimizer, **COMMON | {"accumulation_block": group or 1, "averaging": AVERAGING} | options
     )
     step = jax.jit(step, donate_argnums=0, out_shardings=replicated)
     train_state = jax.jit(init, out_shardings=replicated)(jax.random.key(0))
@@ -120,7 +130,7 @@ def test_statistics_of_the_whole_batch_differ_from_those_of_its_parts():
 
 
 def test_mixed_pairs_stay_together_in_the_parts_of_an_accumulated_batch():
-    options = {"group": 2, "augmentation": Augmentation(flip=True, mixup_alpha=1.0, cutmix_alpha=1.0)}
+    options = {"group": 2, "prepare": prepare(augmentation=Augmentation(mixup_alpha=1.0, cutmix_alpha=1.0))}
     whole, losses = run(**options)
     summed, losses_summed = run(**options, devices=8, accumulation_steps=2)
     np.testing.assert_allclose(losses_summed, losses, rtol=1e-5)
@@ -162,15 +172,17 @@ def test_several_labels_train_and_evaluate():
 def test_average_follows_parameters_and_statistics():
     """Without warm-up, after one step: 0.9 of the initial weights and 0.1 of the new ones."""
     start, _ = run(steps=0)
-    end, _ = run(steps=1, polyak_warmup=False)
-    for name in ("params", "batch_stats"):
+    end, _ = run(steps=1, averaging=optim.Averaging(decay=0.9, warmup=False))
+    for name in ("params", "model_state"):
         expected = jax.tree.map(
             lambda a, b: 0.9 * a + 0.1 * b, weights(start)["raw"][name], weights(end)["raw"][name]
         )
-        assert_close(end.ema[name], expected, rtol=1e-6)
+        assert_close(end.averaged[name], expected, rtol=1e-6)
         assert any(
             np.abs(a - b).max() > 1e-5
-            for a, b in zip(jax.tree.leaves(end.ema[name]), jax.tree.leaves(start.ema[name]), strict=True)
+            for a, b in zip(
+                jax.tree.leaves(end.averaged[name]), jax.tree.leaves(start.averaged[name]), strict=True
+            )
         )
 
 
@@ -179,13 +191,8 @@ def test_fingerprint_sees_a_single_bit():
     before = state.fingerprint(train_state)
     assert state.fingerprint(jax.tree.map(np.copy, train_state)) == before
     changed = jax.tree.map(np.array, train_state)
-    jax.tree.leaves(changed.ema["batch_stats"])[0].view(np.int32)[0] ^= 1
+    jax.tree.leaves(changed.averaged["model_state"])[0].view(np.int32)[0] ^= 1
     assert state.fingerprint(changed) != before
-
-
-def test_normalize_maps_pixels_to_the_range_of_the_record():
-    pixels = np.array([0, 255, 51], np.uint8)
-    np.testing.assert_allclose(normalize(pixels, mean=0.5, std=0.5), [-1, 1, -0.6], atol=1e-6)
 
 
 def test_evaluation_ignores_padding_and_tells_weights_apart():
@@ -228,7 +235,7 @@ def digits_program(dtype):
         return state.create(make_model(key), optimizer, averaging=True)
 
     graphdef = state.split(nnx.eval_shape(lambda: make_model(jax.random.key(0))))[0]
-    return init, make_train_step(graphdef, optimizer, **COMMON, polyak_decay=0.9)
+    return init, make_train_step(graphdef, optimizer, **COMMON, averaging=AVERAGING)
 
 
 @functools.cache
@@ -302,9 +309,9 @@ def collectives(*, images, pixels, **settings):
     train_state = spec(jax.eval_shape(init, jax.random.key(0)), replicated)
     graphdef = state.split(nnx.eval_shape(lambda: make_model(jax.random.key(0))))[0]
     objective = metrics.Objective(num_classes=settings.get("num_classes", 1000))
-    augmentation = Augmentation(flip=True, mixup_alpha=0.2, cutmix_alpha=1.0)
-    options = COMMON | {"objective": objective, "augmentation": augmentation}
-    step = make_train_step(graphdef, optimizer, **options, polyak_decay=0.9999)
+    augmentation = Augmentation(mixup_alpha=0.2, cutmix_alpha=1.0)
+    options = {"objective": objective, "prepare": prepare(settings.get("in_channels", 3), augmentation)}
+    step = make_train_step(graphdef, optimizer, **options, averaging=optim.Averaging())
     image = jax.ShapeDtypeStruct((images, pixels, pixels, settings.get("in_channels", 3)), jnp.uint8)
     types = {"label": jnp.int32, "seed": jnp.uint32, "unreadable": jnp.int32}
     others = {name: jax.ShapeDtypeStruct((images,), dtype) for name, dtype in types.items()}
@@ -332,3 +339,36 @@ def test_devices_exchange_only_gradients_statistics_and_metrics():
 def test_groups_within_a_device_move_no_activations():
     found = collectives(images=32, pixels=12, bn_group_size=2, **SMALL)
     assert {collective["name"] for collective in found} == {"all-reduce"}
+
+
+class Counting(nnx.Module):
+    """A model with two arrays of its own kinds: a temperature that stays, and a counter of training calls."""
+
+    def __init__(self):
+        self.kernel = nnx.Param(jnp.linspace(-1, 1, 12 * 12 * 10).reshape(12 * 12, 10))
+        self.temperature = nnx.Variable(jnp.float32(2.0))
+        self.calls = nnx.Variable(jnp.int32(0))
+
+    def __call__(self, x, *, train=False, key=None):
+        if train:
+            self.calls.set_value(self.calls[...] + 1)
+        return x.reshape(len(x), -1) @ self.kernel[...] / self.temperature[...]  # [N, 10]
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_a_model_may_keep_arrays_that_are_not_trained(parts):
+    """They are stepped, accumulated, averaged, evaluated and fingerprinted like batch statistics."""
+    optimizer, model = optim.make_optimizer("sgd", 0.1, weight_decay=0.0), Counting()
+    graphdef, params, model_state = state.split(model)
+    assert set(params) == {"kernel"} and set(model_state) == {"temperature", "calls"}
+    step = jax.jit(make_train_step(graphdef, optimizer, **COMMON, averaging=AVERAGING, accumulation_steps=parts))
+    train_state = state.create(model, optimizer, averaging=True)
+    before = state.fingerprint(train_state)
+    for i in range(3):
+        train_state, _ = step(train_state, batch_of(i), jax.random.key(0))
+    for weights in state.weight_sets(train_state).values():
+        assert weights["model_state"]["calls"] == 3 and weights["model_state"]["calls"].dtype == np.int32
+        assert weights["model_state"]["temperature"] == 2.0
+    assert state.fingerprint(train_state) != before
+    sums = make_eval_step(graphdef, **COMMON)(state.weight_sets(train_state), batch_of(0) | {"mask": np.ones(32)})
+    assert sums["raw"]["count"] == 32
