@@ -10,6 +10,8 @@ import optax
 import pytest
 
 from xception_jax import optim
+from xception_jax.errors import SettingError
+from xception_jax.optim import Averaging, Schedule
 
 RATES = (0.1, 0.05, 0.02, 0.01, 0.01)
 IMAGENET, CIFAR = 1_281_167, 50_000
@@ -103,7 +105,8 @@ def check_paths(actual, expected):
     ],
 )
 def test_optimizers_follow_their_recurrences(name, terms):
-    check_paths(actual_path(optim.make_optimizer(name, decaying, **terms)), expected_path(RULES[name], **terms))
+    optimizer = optim.make_optimizer(name, decaying, weight_decay=0.0, **terms)
+    check_paths(actual_path(optimizer), expected_path(RULES[name], **terms))
 
 
 @pytest.mark.parametrize("name", RULES)
@@ -149,11 +152,11 @@ def distributed_path(rule, batches, *, workers, coupled=0.0, decoupled=0.0, clip
     ],
 )
 def test_workers_in_turn_are_a_server_and_copies(name, workers, terms, decay):
-    settings = dict(decay)
+    settings = {"weight_decay": 0.0} | decay
     for mode in ("coupled", "decoupled"):
         if mode in settings:
             settings |= {"weight_decay": settings.pop(mode), "weight_decay_mode": mode}
-    optimizer = optim.make_optimizer(name, decaying, workers=workers, **terms, **settings)
+    optimizer = optim.make_optimizer(name, decaying, replicas=workers, **terms, **settings)
     batches = np.random.default_rng(9).normal(size=(len(RATES) + workers - 1, 5, 3))
 
     def loss(params, batch):
@@ -180,16 +183,16 @@ def test_workers_in_turn_are_a_server_and_copies(name, workers, terms, decay):
 def test_gradients_that_wait_are_written_in_place():
     """The memory of a step grows by nothing but the state."""
     params, workers = {"kernel": jnp.zeros((64, 64))}, 20
-    optimizer = optim.make_optimizer("rmsprop_keras1", decaying, workers=workers)
+    optimizer = optim.make_optimizer("rmsprop_keras1", decaying, replicas=workers)
     state = optimizer.init(params)
     compiled = jax.jit(optimizer.update, donate_argnums=1).lower(params, state, params).compile().memory_analysis()
     queue = workers * 64 * 64 * 4
     assert compiled.alias_size_in_bytes > queue and compiled.temp_size_in_bytes < queue / 4
 
 
-def test_no_workers_are_refused():
-    with pytest.raises(ValueError, match="workers = 0: must be 1 or more"):
-        optim.make_optimizer("sgd", 0.1, workers=0)
+def test_no_replicas_are_refused():
+    with pytest.raises(SettingError, match=r"^replicas = 0: input should be greater than or equal to 1"):
+        optim.make_optimizer("sgd", 0.1, replicas=0)
 
 
 def test_decoupled_weight_decay_at_a_constant_rate():
@@ -222,7 +225,7 @@ def test_clipping_by_hand():
 
 def test_an_optimizer_takes_its_rate_from_a_schedule():
     schedule = optim.make_schedule("exponential", 0.1, total_steps=9, decay_rate=0.5, decay_steps=2.0)
-    path = actual_path(optim.make_optimizer("sgd", schedule, momentum=0.0))
+    path = actual_path(optim.make_optimizer("sgd", schedule, momentum=0.0, weight_decay=0.0))
     expected = START["kernel"]
     for i, rate in enumerate((0.1, 0.1, 0.05, 0.05, 0.025)):
         expected = expected - rate * GRADIENTS[i]["kernel"]
@@ -240,9 +243,9 @@ def test_path_mask_writes_paths_with_slashes():
 
 
 def test_a_pattern_that_matches_nothing_is_refused():
-    with pytest.raises(ValueError, match="weight_decay_paths = 'kernle'"):
+    with pytest.raises(SettingError, match=r"^weight_decay_paths = 'kernle': matches no parameter"):
         optim.path_mask({"kernel": 1.0}, "kernle")
-    with pytest.raises(ValueError, match="weight_decay_paths = 'kernle'"):
+    with pytest.raises(SettingError, match=r"^weight_decay_paths = 'kernle': matches no parameter"):
         optim.make_optimizer("sgd", 0.1, weight_decay=0.1, weight_decay_paths="kernle").init(
             {"kernel": jnp.ones(1)}
         )
@@ -255,13 +258,19 @@ def test_a_pattern_that_matches_nothing_is_refused():
         ({"name": "sgd", "decay": 0.9}, "decay = 0.9.*'sgd' has no decay"),
         ({"name": "sgd", "epsilon": 1.0}, "epsilon = 1.0.*'sgd' has no epsilon"),
         ({"name": "rmsprop_keras1", "momentum": 0.9}, "momentum = 0.9.*'rmsprop_keras1' has no momentum"),
-        ({"name": "rmsprop_keras1", "nesterov": True}, "nesterov = True.*'rmsprop_keras1' has no momentum"),
+        (
+            {"name": "rmsprop_keras1", "nesterov": True},
+            "nesterov = True.*'rmsprop_keras1' has no nesterov; set it to False",
+        ),
         ({"name": "sgd", "weight_decay_mode": "l2"}, "weight_decay_mode = 'l2'.*coupled"),
         ({"name": "sgd", "weight_decay_paths": "(kernel"}, r"weight_decay_paths = '\(kernel'.*regular expression"),
+        ({"name": "sgd", "momentum": 1.0}, "momentum = 1.0: .*less than 1"),
+        ({"name": "sgd", "weight_decay": -0.1}, "weight_decay = -0.1: .*greater than or equal to 0"),
+        ({"name": "sgd", "clip_nrom": 1.0}, "clip_nrom = 1.0: .*did you mean 'clip_norm'"),
     ],
 )
 def test_wrong_settings_are_refused_by_name(settings, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(SettingError, match=message):
         optim.make_optimizer(learning_rate=0.1, **settings)
 
 
@@ -273,7 +282,8 @@ def rates(schedule, steps):
 
 def every(count, *, examples, batch, unit):
     """decay_steps of a decay every `count` epochs or samples."""
-    return optim.to_steps("decay_every", batch_size=batch, num_examples=examples, **{unit: count})
+    section = Schedule(**{f"decay_every_{unit}": count})
+    return optim.to_steps(section, "decay_every", batch_size=batch, num_examples=examples)
 
 
 @pytest.mark.parametrize("batch", [32, 480, 1600, 1920])
@@ -362,14 +372,18 @@ def test_constant(warmup_steps, expected):
 @pytest.mark.parametrize(
     "name, settings, message",
     [
-        ("exponential", {}, "exponential.*decay_every"),
-        ("piecewise", {}, "piecewise.*boundaries"),
-        ("piecewise", {"boundaries": (1, 2), "factors": (0.1,)}, "piecewise.*boundaries"),
+        ("exponential", {}, "^decay_every_epochs = None: .*'exponential' needs it"),
+        ("piecewise", {}, r"^boundaries_epochs = \(\): .*'piecewise' needs"),
+        (
+            "piecewise",
+            {"boundaries": (1, 2), "factors": (0.1,)},
+            r"^factors = \(0.1,\): .*'piecewise'.*2 boundaries",
+        ),
         ("linear", {}, "'linear'.*constant"),
     ],
 )
 def test_a_schedule_without_its_pieces_is_refused(name, settings, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(SettingError, match=message):
         optim.make_schedule(name, 0.1, total_steps=10, **settings)
 
 
@@ -385,15 +399,16 @@ def test_a_schedule_without_its_pieces_is_refused(name, settings, message):
     ],
 )
 def test_durations_in_steps(given, expected):
-    steps = optim.to_steps("total", batch_size=1920, num_examples=IMAGENET, **given)
+    section = Schedule(**{f"warmup_{unit}": value for unit, value in given.items()})
+    steps = optim.to_steps(section, "warmup", batch_size=1920, num_examples=IMAGENET)
     assert steps is None if expected is None else steps == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("units", [("steps", "epochs"), ("steps", "samples"), ("epochs", "samples")])
 def test_two_units_are_refused(units):
-    with pytest.raises(ValueError) as error:
-        optim.to_steps("warmup", batch_size=32, num_examples=100, **dict.fromkeys(units, 5))
-    assert all(word in str(error.value) for word in ("warmup", "keep one", *units))
+    section = Schedule(**{f"warmup_{unit}": 5 for unit in units})
+    with pytest.raises(SettingError, match=f"^warmup_{units[0]} = 5.0: warmup_{units[1]} is set too; keep one"):
+        optim.to_steps(section, "warmup", batch_size=32, num_examples=100)
 
 
 @pytest.mark.parametrize("rule, expected", [("linear", 0.0375), ("sqrt", 0.075), ("none", 0.15)])
@@ -403,13 +418,29 @@ def test_learning_rate_for_another_batch(rule, expected):
 
 
 def test_an_unknown_rule_is_refused():
-    with pytest.raises(ValueError, match=r"lr_rule = 'cubic'.*linear"):
-        optim.scale_learning_rate(0.1, batch_size=1, reference_batch=1, rule="cubic")
+    with pytest.raises(SettingError, match=r"^lr_rule = 'cubic'.*linear"):
+        Schedule(lr_rule="cubic")
+
+
+def test_a_section_builds_its_schedule():
+    """Epochs of 40 steps; the rate 0.8 was tuned for a batch four times as large."""
+    section = Schedule(
+        name="piecewise",
+        base_lr=0.8,
+        reference_batch=128,
+        boundaries_epochs=(1.0, 2.5),
+        factors=(0.5, 0.1),
+        warmup_samples=64,
+    )
+    schedule = section.build(batch_size=32, num_examples=1280, total_steps=200)
+    expected = {0: 0.1, 1: 0.2, 39: 0.2, 40: 0.1, 99: 0.1, 100: 0.01}
+    np.testing.assert_allclose(rates(schedule, expected), [*expected.values()], rtol=1e-6)
 
 
 @pytest.mark.parametrize("warmup", [True, False])
-def test_polyak_averaging(warmup):
-    update = jax.jit(lambda average, new, n: optim.polyak_update(average, new, step=n, decay=0.9, warmup=warmup))
+def test_averaging(warmup):
+    settings = Averaging(decay=0.9, warmup=warmup)
+    update = jax.jit(lambda average, new, n: optim.update_average(average, new, step=n, settings=settings))
     average, expected = jax.tree.map(jnp.float32, START), START
     for n in range(1, 121):  # (1 + n) / (10 + n) passes 0.9 at 80
         new, d = random_tree(n), min(0.9, (1 + n) / (10 + n)) if warmup else 0.9
@@ -421,5 +452,27 @@ def test_polyak_averaging(warmup):
 
 @pytest.mark.parametrize("step, weight", [(1, 9 / 11), (45_000, 9 / 45_010), (89_990, 1e-4), (10**6, 1e-4)])
 def test_the_warm_up_reaches_0_9999_at_step_89990(step, weight):
-    moved = optim.polyak_update(jnp.zeros(1), jnp.ones(1), step=jnp.int32(step), decay=0.9999, warmup=True)
+    settings = Averaging(decay=0.9999, warmup=True)
+    moved = optim.update_average(jnp.zeros(1), jnp.ones(1), step=jnp.int32(step), settings=settings)
     np.testing.assert_allclose(moved, [weight], rtol=1e-3)
+
+
+def test_averaging_copies_what_is_not_floating_point():
+    """Counters, flags and random keys of a model's state have no mean."""
+
+    def tree(number):
+        counters = {"int32": jnp.int32([number, 2**30 + number]), "uint32": jnp.uint32(2**32 - 1 - number)}
+        others = {"flag": jnp.array([number > 5, number < 5]), "key": jax.random.key(number)}
+        return {"statistics": {"mean": jnp.float32([number, -number])}, **counters, **others}
+
+    update = jax.jit(lambda *trees: optim.update_average(*trees, step=jnp.int32(1), settings=Averaging(decay=0.5)))
+    old, new = tree(3), tree(11)
+    average = update(old, new)
+    d = 2 / 11  # of the warm-up at step 1
+    np.testing.assert_allclose(
+        average["statistics"]["mean"], [3 * d + 11 * (1 - d), -3 * d - 11 * (1 - d)], rtol=1e-6
+    )
+    for name in ("int32", "uint32", "flag"):
+        np.testing.assert_array_equal(average[name], new[name], strict=True)
+    np.testing.assert_array_equal(jax.random.key_data(average["key"]), jax.random.key_data(new["key"]))
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), average) == jax.tree.map(lambda x: (x.shape, x.dtype), old)

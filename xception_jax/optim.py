@@ -139,7 +139,7 @@ def make_schedule(
     learning_rate: float,
     *,
     total_steps: float,
-    decay_rate: float = 1.0,
+    decay_rate: float = 0.94,
     decay_steps: float | None = None,
     staircase: bool = True,
     boundaries: Sequence[float] = (),
