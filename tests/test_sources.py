@@ -51,12 +51,16 @@ class TestDigits:
         np.testing.assert_array_equal(first.validation.images, second.validation.images)
 
 
+@pytest.fixture(scope="module")
+def several():
+    return data.load("digits_multilabel")
+
+
 class TestSeveralDigits:
-    def test_each_canvas_shows_its_labels_and_no_other(self):
-        dataset = data.load("digits_multilabel")
-        assert dataset.multilabel and (len(dataset.train), len(dataset.validation)) == (8192, 1024)
+    def test_each_canvas_shows_its_labels_and_no_other(self, several):
+        assert several.multilabel and (len(several.train), len(several.validation)) == (8192, 1024)
         single = data.load("digits")
-        for part, originals in ((dataset.train, single.train), (dataset.validation, single.validation)):
+        for part, originals in ((several.train, single.train), (several.validation, single.validation)):
             pairs = zip(originals.images, originals.labels, strict=True)
             known = {image.tobytes(): int(label) for image, label in pairs}
             for index in range(40):
@@ -64,15 +68,14 @@ class TestSeveralDigits:
                 assert example["image"].shape == (CANVAS, CANVAS, 1)
                 assert set(example["label"]) == digits_on(example["image"], known)
 
-    def test_one_to_four_digits_in_equal_shares(self):
-        labels = data.load("digits_multilabel").train.labels
+    def test_one_to_four_digits_in_equal_shares(self, several):
+        labels = several.train.labels
         sizes = np.bincount([len(label) for label in labels])
         assert sizes[0] == 0 and len(sizes) == 5 and min(sizes[1:]) > 1000
         assert all(label == tuple(sorted(set(label))) for label in labels)
 
-    def test_the_canvases_are_always_the_same(self):
-        first, second = (data.load("digits_multilabel").train for _ in range(2))
-        np.testing.assert_array_equal(first.images, second.images)
+    def test_the_canvases_are_always_the_same(self, several):
+        np.testing.assert_array_equal(data.load("digits_multilabel").train.images, several.train.images)
 
 
 def digits_on(canvas, known):
@@ -415,16 +418,10 @@ def test_a_wrong_name_or_setting_is_refused(name, settings, message):
 class TestFingerprint:
     """Checkpoints of version 0.1 hold these values, which that version computed."""
 
-    @pytest.mark.parametrize(
-        "name, value",
-        [
-            ("digits", "1f16df911bc5d383"),
-            ("digits_multilabel", "2811e6b99e8ef2c1"),
-            ("synthetic", "be11bb20985a04f5"),
-        ],
-    )
-    def test_arrays_have_that_of_version_0_1(self, name, value):
-        assert data.load(name, image_size=20).fingerprint() == value
+    def test_arrays_have_that_of_version_0_1(self, several):
+        assert several.fingerprint() == "2811e6b99e8ef2c1"
+        assert data.load("digits").fingerprint() == "1f16df911bc5d383"
+        assert data.load("synthetic", image_size=20).fingerprint() == "be11bb20985a04f5"
 
     def test_a_folder_has_that_of_version_0_1(self, tmp_path):
         assert load_folder(write_tree(tmp_path, count=2)).fingerprint() == "1ac58de27784c175"

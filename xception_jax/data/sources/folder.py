@@ -72,12 +72,17 @@ def _some(names: Sequence[str], where: str = "") -> str:
     return ", ".join(where + name for name in names[:3]) + (", ..." if len(names) > 3 else "")
 
 
-Refusal = Callable[[str], SettingError]  # from what is wrong with `root`, and the remedy
+Refusal = Callable[[str], SettingError]  # from what is wrong with a setting, and the remedy
+
+
+def _visible(folder: pathlib.Path, kind: Callable[[pathlib.Path], bool]) -> list[str]:
+    """Sorted names of what is of this kind in a folder and not hidden."""
+    return sorted(path.name for path in folder.iterdir() if kind(path) and not path.name.startswith("."))
 
 
 def _check_layout(root: pathlib.Path, split: bool, refusal: Refusal) -> list[str]:
     """Notes about what is left out; SettingError where it is not clear what the folders mean."""
-    folders = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    folders, loose = _visible(root, pathlib.Path.is_dir), _visible(root, pathlib.Path.is_file)
     others = [name for name in folders if name not in ("train", "val")]
     if not split and folders and all(name.lower() in SPLIT_NAMES for name in folders):
         raise refusal(f"holds {_some(folders)} and no train/; call them train and val, or name one of them")
@@ -86,7 +91,6 @@ def _check_layout(root: pathlib.Path, split: bool, refusal: Refusal) -> list[str
             f"{_some(classes)} lie beside train/; if they are classes as well, rename train/ or move all of them"
             " into another train/; if not, move them away"
         )
-    loose = sorted(path.name for path in root.iterdir() if path.is_file() and not path.name.startswith("."))
     notes = [f"left out folders beside train/: {_some(others)}"] if split and others else []
     return notes + ([f"left out {len(loose)} files outside of the classes: {_some(loose)}"] if loose else [])
 
@@ -107,7 +111,7 @@ class _Listing:
 
 
 def _list_classes(folder: pathlib.Path, refusal: Refusal) -> _Listing:
-    names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    names = _visible(folder, pathlib.Path.is_dir)
     if not names:
         raise refusal(
             f"{folder} has no folders; make one for each class, or, if it is a class itself, name its parent"
