@@ -36,7 +36,7 @@ class TestRecipes:
     @pytest.mark.parametrize("run", reproduction.RUNS)
     def test_every_run_has_a_recipe(self, scale, run):
         recipe = recipe_lib.parse(reproduction.get_config(f"{scale}/{run}"))
-        assert recipe.polyak.decay is not None  # the paper evaluates the averages
+        assert recipe.averaging.decay is not None  # the paper evaluates the averages
         if scale != "full":
             assert recipe.data.name == ("digits_multilabel" if run.startswith("jft_") else "digits")
 
@@ -138,8 +138,8 @@ class TestPage:
         [
             ([0.90, 0.91, 0.92], "Xception, at the end: better, as the paper says, than Xception without"),
             ([0.10, 0.11, 0.12], "at the end: worse, contrary to what the paper says, than"),
-            ([0.40, 0.60, 0.50], "at the end: no difference that these seeds can tell to Xception without"),
-            ([0.90], "at the end: undecided by one seed against"),
+            ([0.40, 0.60, 0.50], "at the end: no significant difference to Xception without"),
+            ([0.90], "at the end: undecided with one seed against"),
         ],
     )
     def test_the_verdict_follows_from_the_interval(self, finals, words):
@@ -156,7 +156,7 @@ class TestPage:
         others = {"segments_1": [0.5, 0.51], "segments_2": [0.6, 0.62], "segments_4": [0.9, 0.92]}
         text = write_page("spectrum", {"xception": [0.9, 0.91]} | others)
         assert "\n**Verdict.** An open question of the paper. One segment a channel, at the end:" in text
-        assert "tell to 4 segments; better than 2 segments, 1 segment. One" in text
+        assert "significant difference to 4 segments; better than 2 segments, 1 segment. One" in text
         assert "the paper says" not in text
 
     def test_the_paper_claims_faster_convergence_in_figures_9_and_10_only(self):
@@ -173,9 +173,9 @@ class TestPage:
     def test_other_data_and_settings_are_told(self):
         finals = {"xception": [0.9], "inception_v3": [0.8]}
         text = write_page("table1", finals, settings=["--config.total_epochs=1.0"])
-        assert "numbers are of other images" in text and "changed by `--config.total_epochs=1.0`. Seeds" in text
-        assert "numbers are of other images" not in write_page("table1", finals, scale="full")
-        assert "numbers are of other images" in write_page("table2", {"jft_xception": [0.1]}, scale="full")
+        assert "measured on other images" in text and "changed by `--config.total_epochs=1.0`. Seeds" in text
+        assert "measured on other images" not in write_page("table1", finals, scale="full")
+        assert "measured on other images" in write_page("table2", {"jft_xception": [0.1]}, scale="full")
 
     def test_a_smoke_test_claims_nothing(self):
         text = write_page("fig9", {"xception": [0.9], "xception_without_residuals": [0.1]}, scale="smoke")
@@ -278,7 +278,7 @@ class TestQueue:
         assert queue.train(jobs[:2]) == jobs[:1] and queue.train(jobs) == [jobs[0], jobs[2]]
         assert calls == ["run0", "run1", "run2"] and queue.failed == {jobs[1].workdir}
         lines = capsys.readouterr().out.splitlines()
-        assert lines[0] == "3 runs, 0 of them are there already"
+        assert lines[0] == "3 runs, 0 of them finished already"
         assert lines[2] == f"[2/3] run1, seed 0: failed: {str(error).splitlines()[0]}" and len(lines) == 4
 
     @pytest.mark.parametrize(("evaluation", "finished"), [(None, 0), ({}, 1)])
@@ -331,7 +331,7 @@ class TestCommand:
         before = metrics.stat().st_mtime_ns
         folders = ("--workdir", reproduced / "runs", "--out", tmp_path)
         code, output = reproduce("fig9", "--scale", "smoke", *folders)
-        assert code == 0 and output.startswith("2 runs, 2 of them are there already\nfig9: "), output
+        assert code == 0 and output.startswith("2 runs, 2 of them finished already\nfig9: "), output
         assert metrics.stat().st_mtime_ns == before
         ours, theirs = (path / "smoke/fig9.csv" for path in (tmp_path, reproduced / "results"))
         assert ours.read_text() == theirs.read_text()
@@ -357,7 +357,7 @@ class TestCommand:
         (tmp_path / "smoke").mkdir()
         rows.write(tmp_path / "smoke/fig9.csv", table)
         code, output = reproduce("fig9", "--scale", "smoke", *folders)
-        assert code == 0 and "stays as it is, since these runs are missing: xception, seed 1\n" in output
+        assert code == 0 and "stays as it is, because these runs are missing: xception, seed 1\n" in output
         assert rows.read(tmp_path / "smoke/fig9.csv") == table
 
     def test_missing_runs_can_be_launched_elsewhere(self, reproduce, tmp_path):
@@ -406,7 +406,10 @@ class TestCommand:
                 ["fig9", "--seeds", "7"],
                 "--seeds: the results will not be those of results/reproduce; name a folder",
             ),
-            (["fig9", "--out", "o", "--config.polyak.decay=0"], "--config.polyak.decay=0.0: averaged weights are"),
+            (
+                ["fig9", "--out", "o", "--config.averaging.decay=0"],
+                "--config.averaging.decay=0.0: the averaged weights",
+            ),
         ],
     )
     def test_flags_that_do_not_go_together(self, reproduce, arguments, message):

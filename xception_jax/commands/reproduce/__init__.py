@@ -1,4 +1,4 @@
-"""Makes a table or figure of the paper: trains what it needs and is not there, then writes CSV, plot and page."""
+"""Makes a table or figure of the paper: trains the missing runs, then writes a CSV file, a plot and a page."""
 
 import argparse
 import os
@@ -22,23 +22,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("target", choices=[*TARGETS, "all"], help="table or figure of the paper")
     parser.add_argument("--scale", choices=SCALES, default="small", help="see configs/reproduction.py")
     parser.add_argument("--seeds", type=int, nargs="+", help="default: 0, at the small scale 0 1 2")
-    parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/reproduce"), help="of the runs")
-    parser.add_argument("--out", type=pathlib.Path, help=f"of CSV, plot and page; default: {OUT}")
+    parser.add_argument(
+        "--workdir", type=pathlib.Path, default=pathlib.Path("runs/reproduce"), help="folder of the runs"
+    )
+    parser.add_argument("--out", type=pathlib.Path, help=f"folder of the results; default: {OUT}")
     parser.add_argument("--data-root", help="full scale: TFDS's data_dir with imagenet2012")
     parser.add_argument("--jft-root", help="full scale: TFDS's data_dir with open_images_v4")
     parser.add_argument("--blacklist", help="full scale: file that lists ImageNet validation images to leave out")
     parser.add_argument(
-        "--list", action="store_true", help="print the commands of the missing runs, to launch them elsewhere"
+        "--list", action="store_true", help="print the commands of the missing runs, to run them elsewhere"
     )
     parser.set_defaults(settings_of_recipe=[])
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Trains and reports, one table or figure after the other.
+    """Trains and reports one table or figure after the other.
 
     Raises:
       UserError: for flags or settings that do not fit, runs of other recipes, folders that cannot be used.
-      TrainingError: if runs failed; the others are reported.
+      TrainingError: if runs failed; the other runs are reported.
     """
     memory.keep_freed_memory()
     loop.use_compilation_cache()
@@ -58,7 +60,7 @@ def run(arguments: argparse.Namespace) -> None:
             _index(out, arguments.scale)
     except training.Interrupted as error:
         print(error, file=sys.stderr, flush=True)
-        os._exit(1)  # a compilation that was left behind must neither hold the process nor crash as it ends
+        os._exit(1)  # a compilation in another thread must neither delay the end of the process nor crash it
     except OSError as error:
         raise UserError(
             f"{error.filename or out}: cannot be used ({error.strerror}); "
@@ -87,7 +89,7 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _jobs(arguments: argparse.Namespace, target: Target) -> list[Job]:
-    """Every run that a target needs."""
+    """All runs that a target needs."""
     if target.kind == "speed":
         return []
     return [
@@ -104,7 +106,7 @@ def _jobs(arguments: argparse.Namespace, target: Target) -> list[Job]:
 
 
 def _data_settings(arguments: argparse.Namespace, run: str) -> list[str]:
-    """Where a run of the full scale finds its images, and those it leaves out."""
+    """Settings of a run of the full scale: where its images are, and which it leaves out."""
     jft = run.startswith("jft_")
     values = {
         "root": arguments.jft_root if jft else arguments.data_root,
@@ -114,7 +116,7 @@ def _data_settings(arguments: argparse.Namespace, run: str) -> list[str]:
 
 
 def _report(name: str, jobs: Sequence[Job], out: pathlib.Path, arguments: argparse.Namespace) -> None:
-    """Writes NAME.csv, NAME.png and NAME.md, and says so; an earlier page of more runs stays as it is."""
+    """Writes NAME.csv, NAME.png and NAME.md, unless an earlier page has runs that are missing now."""
     target, scale, path = TARGETS[name], arguments.scale, out / f"{name}.md"
     labels = {network.run: network.label for network in target.networks}
     about = {
@@ -131,7 +133,9 @@ def _report(name: str, jobs: Sequence[Job], out: pathlib.Path, arguments: argpar
     else:
         found = rows.of_jobs(jobs, labels)
         if missing := rows.missing(out / f"{name}.csv", found):
-            print(f"{name}: {path} stays as it is, since these runs are missing: {', '.join(missing)}", flush=True)
+            print(
+                f"{name}: {path} stays as it is, because these runs are missing: {', '.join(missing)}", flush=True
+            )
             return
         if not found:
             print(f"{name}: no page, since all runs failed", flush=True)
@@ -145,7 +149,7 @@ def _report(name: str, jobs: Sequence[Job], out: pathlib.Path, arguments: argpar
 
 
 def _index(out: pathlib.Path, scale: str) -> None:
-    """README.md of the folder: every page that is there, with its verdict."""
+    """Writes README.md of the folder: a list of its pages with their verdicts."""
     lines = [f"# The paper's tables and figures, scale `{scale}`", "", f"Runs: {SCALES[scale]}.", ""]
     for name, target in TARGETS.items():
         if not (path := out / f"{name}.md").exists():

@@ -1,4 +1,4 @@
-"""Pictures of rows: training profiles as in the paper's figures 6-10, accuracies, the spectrum, speed."""
+"""Plots of rows: training profiles as in the paper's figures 6-10, accuracies, the spectrum, speed."""
 
 import itertools
 import statistics
@@ -20,11 +20,11 @@ COLORS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:b
 
 
 def profiles(rows: Sequence[Row], labels: Mapping[str, str], measure: str) -> Figure:
-    """The measure against gradient steps, as figures 6-10: the mean over seeds, and each seed as a thin line.
+    """Plots the measure against gradient steps as in figures 6-10: the mean over seeds, and thin lines for seeds.
 
     Args:
       rows: from `rows.read` or `rows.of_workdir`.
-      labels: run -> its name in the legend, in this order.
+      labels: run -> its name in the legend, in the order of the legend.
       measure: "top1", "top5" or "map100".
     """
     figure, axes = _new(measure)
@@ -43,7 +43,7 @@ def profiles(rows: Sequence[Row], labels: Mapping[str, str], measure: str) -> Fi
 
 
 def accuracies(rows: Sequence[Row], labels: Mapping[str, str], measure: str) -> Figure:
-    """The measure at the end of training, a line of points for each run: its seeds, and their mean as a bar."""
+    """Plots the measure at the end of training: for each run a row of points (seeds) and their mean as a bar."""
     figure, axes = _new(None)
     for place, run in enumerate(reversed(labels)):
         values = [100 * value for value in rows_lib.final(rows, run, measure).values()]
@@ -57,7 +57,7 @@ def accuracies(rows: Sequence[Row], labels: Mapping[str, str], measure: str) -> 
 
 
 def spectrum(rows: Sequence[Row], labels: Mapping[str, str], measure: str) -> Figure:
-    """The measure against the number of segments, from a regular to a separable convolution."""
+    """Plots the measure against the number of segments, from a regular to a separable convolution."""
     figure, axes = _new(measure)
     order = sorted(labels, key=_segments)
     for measured, marker, what in (
@@ -83,7 +83,7 @@ FIGURES = {"table": accuracies, "profile": profiles, "spectrum": spectrum}  # by
 
 
 def steps_per_second(rows: Sequence[Row], labels: Mapping[str, str]) -> Figure:
-    """Steps a second of every round, one line for each network."""
+    """Plots the steps per second of every round, one line for each network."""
     figure, axes = _new(None)
     for color, (run, label) in zip(COLORS, labels.items(), strict=False):
         rates = [1 / row["seconds"] for row in rows if row["run"] == run]
@@ -109,7 +109,7 @@ def _points(points: Sequence[Row], measure: str) -> tuple[list[int], list[float]
 
 
 def _segments(run: str) -> float:
-    """Of a run called segments_N; any other has one a channel."""
+    """The number of segments of a run called segments_N; other runs have one segment per channel."""
     return float(run.removeprefix("segments_")) if run.startswith("segments_") else float("inf")
 
 

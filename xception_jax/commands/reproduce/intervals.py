@@ -1,4 +1,4 @@
-"""Means over seeds, and paired differences between two networks."""
+"""Means over seeds, and differences between two networks, paired by seed."""
 
 import dataclasses
 import math
@@ -12,7 +12,7 @@ CONFIDENCE = 0.95
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """A mean of paired differences with its interval of confidence, whose ends are None for a single pair."""
+    """A mean of paired differences and the ends of its confidence interval, None for a single pair."""
 
     mean: float
     low: float | None
@@ -21,14 +21,14 @@ class Difference:
 
     @property
     def sign(self) -> int:
-        """1 or -1 where the interval leaves 0 out, else 0."""
+        """1 or -1 if the interval does not contain 0, else 0."""
         if self.low is None or self.low <= 0 <= self.high:
             return 0
         return 1 if self.mean > 0 else -1
 
 
 def paired_difference(ours: Sequence[float], theirs: Sequence[float]) -> Difference:
-    """The mean of ours - theirs over seeds that are the same in both, with Student's interval of 95 %.
+    """The mean of ours - theirs over the same seeds, with the 95 % confidence interval of Student's t-test.
 
     >>> paired_difference([3.0, 4.0, 5.0], [1.0, 3.0, 2.0])  # doctest: +ELLIPSIS
     Difference(mean=2.0, low=-0.48413..., high=4.48413..., pairs=3)
@@ -42,5 +42,5 @@ def paired_difference(ours: Sequence[float], theirs: Sequence[float]) -> Differe
 
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
-    """The mean, and the standard deviation of the sample (n - 1); None for a single value."""
+    """The mean and the sample standard deviation (n - 1), which is None for a single value."""
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None

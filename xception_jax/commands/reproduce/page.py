@@ -1,4 +1,4 @@
-"""The page of a table or figure: the paper's numbers beside ours, differences, and what they can show."""
+"""The page of a table or figure: the paper's numbers, ours, their differences, and what these show."""
 
 from collections.abc import Sequence
 
@@ -21,19 +21,20 @@ def write(
     written: str,
     plot: str,
 ) -> str:
-    """The page in Markdown of what was trained.
+    """The page of trained networks in Markdown.
 
     Args:
-      rows: of the runs.
+      rows: results of the runs.
       settings: "--config.KEY=VALUE", by which the recipes differ from those of the scale.
-      command, written: that made it; where, and by which version.
-      plot: file name of the picture.
+      command: the command that makes the page.
+      written: the commit and the device that it was made with.
+      plot: file name of the plot.
     """
     seeds = sorted({row["seed"] for row in rows})
     changed = f", changed by `{' '.join(settings)}`" if settings else ""
     how = (
-        f"Scale `{scale}`: {SCALES[scale]}{changed}. Seeds: {', '.join(map(str, seeds))}. Evaluated are the"
-        " averaged weights, on one crop of every held-out image."
+        f"Scale `{scale}`: {SCALES[scale]}{changed}. Seeds: {', '.join(map(str, seeds))}. The"
+        " averaged weights are evaluated on one crop of every held-out image."
     )
     body = [
         how,
@@ -46,12 +47,12 @@ def write(
 
 def assemble(target: Target, body: Sequence[str], verdict: str, *, command: str, written: str, plot: str) -> str:
     """A page in Markdown; `body` are its paragraphs and tables."""
-    picture = f"![{target.title}]({plot})"
+    image = f"![{target.title}]({plot})"
     parts = [
         f"# {target.title}",
         f"    {command}",
         *body,
-        picture,
+        image,
         f"**Verdict.** {verdict}",
         f"Written {written}.",
     ]
@@ -59,7 +60,7 @@ def assemble(target: Target, body: Sequence[str], verdict: str, *, command: str,
 
 
 def _table(target: Target, rows: Sequence[Row], scale: str) -> list[str]:
-    """The paper's numbers, where it prints any, beside ours; and what their difference means."""
+    """The table of the paper's numbers, if it prints any, and ours; and what the difference between them means."""
     printed = any(network.paper for network in target.networks)
     sides = ("paper in %", "here in %", "difference in points") if printed else ("here in %",)
     header = ["network", "parameters", "seeds"]
@@ -75,12 +76,12 @@ def _table(target: Target, rows: Sequence[Row], scale: str) -> list[str]:
         lines.append("| " + " | ".join(cells) + " |")
     table = ["\n".join(lines)]
     if printed and (scale != "full" or target.measures == JFT):
-        table.append("The paper's numbers are of other images: the differences to them say nothing.")
+        table.append("The paper measured on other images, so the differences to its numbers say nothing.")
     return table
 
 
 def _cells(network: Network, measure: str, rows: Sequence[Row]) -> tuple[str, str, str]:
-    """(the paper's number, ours with its standard deviation over seeds, the difference), in percent."""
+    """(the paper's number, ours with its standard deviation over seeds, the difference) in percent."""
     paper, values = network.paper.get(measure), list(rows_lib.final(rows, network.run, measure).values())
     printed = "" if paper is None else f"{100 * paper:.{2 if measure == 'map100' else 1}f}"
     if not values:
@@ -91,7 +92,7 @@ def _cells(network: Network, measure: str, rows: Sequence[Row]) -> tuple[str, st
 
 
 def differences(target: Target, rows: Sequence[Row]) -> dict[tuple[str, str], tuple[Difference, Difference]]:
-    """(at the end, over training) of the first measure, for each pair of runs that have seeds in common."""
+    """The differences (at the end, over training) of the first measure for each pair of runs with common seeds."""
     found = {}
     for pair in target.pairs:
         both = []
@@ -110,9 +111,9 @@ def _comparisons(target: Target, rows: Sequence[Row]) -> list[str]:
     papers = {network.run: network.paper.get(target.measures[0]) for network in target.networks}
     name = NAMES[target.measures[0]]
     how = (
-        f"Differences in {name}, in points, paired over seeds, with intervals of 95 % each, not corrected for"
-        " their number; over training = of the mean of all evaluations, which is higher for a network that"
-        " converges faster, or to more."
+        f"Differences in {name}, in percentage points, paired by seed, each with its 95 % confidence interval (not"
+        ' corrected for multiple comparisons). "Over training" compares the means of all evaluations, which are'
+        " higher for a network that converges faster or to a higher value."
     )
     lines = ["| | paper | here, at the end | here, over training |", "| --- | ---: | ---: | ---: |"]
     found = differences(target, rows)
@@ -132,7 +133,7 @@ def _interval(difference: Difference) -> str:
 
 
 def verdict(target: Target, rows: Sequence[Row], scale: str) -> str:
-    """What these runs say of the paper's claim, in words that follow from the intervals."""
+    """What these runs say about the paper's claim; the words follow from the intervals."""
     if scale == "smoke":
         return "A smoke test: the numbers mean nothing."
     claim = "An open question of the paper." if target.claim is None else f"The paper: {target.claim}"
@@ -156,9 +157,9 @@ def verdict(target: Target, rows: Sequence[Row], scale: str) -> str:
 
 def _judge(difference: Difference, claimed: bool) -> str:
     if difference.low is None:
-        return "undecided by one seed against"
+        return "undecided with one seed against"
     if difference.sign == 0:
-        return "no difference that these seeds can tell to"
+        return "no significant difference to"
     better = "better" if difference.sign > 0 else "worse"
     if not claimed:
         return f"{better} than"

@@ -1,4 +1,4 @@
-"""What the runs measured, as rows of a CSV file: the source of every page, plot and notebook."""
+"""The results of runs as rows of a CSV file, from which every page, plot and notebook is made."""
 
 import csv
 import functools
@@ -9,9 +9,9 @@ from typing import Any
 from flax import nnx
 
 from xception_jax import models, state
+from xception_jax import recipe as recipe_lib
 from xception_jax.commands.reproduce.training import Job
 from xception_jax.run import writers
-from xception_jax.run.workdir import read_recipe
 
 MEASURES = ("loss", "top1", "top5", "map100", "exact")
 COLUMNS = ("run", "label", "seed", "parameters", "weights", "step", "samples", *MEASURES)
@@ -22,10 +22,10 @@ def of_workdir(workdir: pathlib.Path, *, run: str, label: str) -> list[Row]:
     """A row for each evaluation of a run and each set of weights.
 
     Args:
-      workdir: of any run.
-      run, label: names of it.
+      workdir: directory of the run.
+      run, label: its names in the tables.
     """
-    recipe = read_recipe(workdir)
+    recipe = recipe_lib.read(workdir)
     parameters = _count_parameters(recipe.model_name, tuple(recipe.model_settings.items()))
     return [
         {
@@ -43,13 +43,13 @@ def of_workdir(workdir: pathlib.Path, *, run: str, label: str) -> list[Row]:
     ]
 
 
-@functools.cache  # seeds share it, and targets share runs
+@functools.cache  # the seeds of a run have the same number, and targets share runs
 def _count_parameters(name: str, settings: tuple[tuple[str, Any], ...]) -> int:
     return state.count(state.split(nnx.eval_shape(lambda: models.create_model(name, **dict(settings))))[1])
 
 
 def of_jobs(jobs: Sequence[Job], labels: dict[str, str]) -> list[Row]:
-    """The rows of the runs that `labels` names, in its order."""
+    """The rows of the runs that `labels` names, in the order of `labels`."""
     return [
         row
         for run, label in labels.items()
@@ -60,7 +60,7 @@ def of_jobs(jobs: Sequence[Job], labels: dict[str, str]) -> list[Row]:
 
 
 def write(path: pathlib.Path, rows: Sequence[Row], columns: Sequence[str] = COLUMNS) -> None:
-    """Writes a CSV file; empty cells are None."""
+    """Writes a CSV file; None becomes an empty cell."""
     with path.open("w", newline="") as file:
         table = csv.DictWriter(file, columns, lineterminator="\n")
         table.writeheader()
@@ -68,7 +68,7 @@ def write(path: pathlib.Path, rows: Sequence[Row], columns: Sequence[str] = COLU
 
 
 def missing(path: pathlib.Path, rows: Sequence[Row]) -> list[str]:
-    """The runs that a CSV file has and `rows` have not; none if there is no file."""
+    """The runs that are in a CSV file but not in `rows`; none if there is no file."""
     earlier, now = (
         dict.fromkeys(f"{row['run']}, seed {row['seed']}" for row in table)
         for table in (read(path) if path.exists() else [], rows)
@@ -77,7 +77,7 @@ def missing(path: pathlib.Path, rows: Sequence[Row]) -> list[str]:
 
 
 def read(path: pathlib.Path) -> list[Row]:
-    """Reads it again, numbers as numbers."""
+    """Reads a CSV file that `write` wrote, with numbers as numbers."""
     with path.open(newline="") as file:
         return [{key: _parse(value) for key, value in row.items()} for row in csv.DictReader(file)]
 
@@ -92,7 +92,7 @@ def _parse(text: str) -> Any:
 
 
 def averaged(rows: Sequence[Row], run: str) -> dict[int, list[Row]]:
-    """The evaluations of a run's averaged weights, by seed, in the order of the steps."""
+    """The evaluations of a run's averaged weights by seed, in the order of the steps."""
     found: dict[int, list[Row]] = {}
     for row in sorted(rows, key=lambda row: (row["seed"], row["step"])):
         if row["run"] == run and row["weights"] == "averaged":
@@ -101,12 +101,12 @@ def averaged(rows: Sequence[Row], run: str) -> dict[int, list[Row]]:
 
 
 def final(rows: Sequence[Row], run: str, measure: str) -> dict[int, float]:
-    """The measure at the end of training, by seed."""
+    """The measure at the end of training by seed."""
     return {seed: points[-1][measure] for seed, points in averaged(rows, run).items()}
 
 
 def over_training(rows: Sequence[Row], run: str, measure: str) -> dict[int, float]:
-    """The mean of the measure over all evaluations, by seed: the higher, the faster the run converges."""
+    """The mean of the measure over all evaluations by seed; it is higher the faster a run converges."""
     return {
         seed: sum(point[measure] for point in points) / len(points) for seed, points in averaged(rows, run).items()
     }

@@ -1,4 +1,4 @@
-"""Table 3: sizes, and training steps a second of both networks, measured in turn on this device."""
+"""Table 3: sizes and training steps per second of both networks, whose steps alternate on this device."""
 
 import dataclasses
 import statistics
@@ -19,11 +19,11 @@ WORK = {"full": (32, 299, "bfloat16", 20), "small": (8, 299, "float32", 8), "smo
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """Parameters of a network.
+    """Number of parameters of a network.
 
     Attributes:
-      trained: what the paper counts, as Keras did in 2016.
-      total: with the moving statistics of batch normalization, as Keras counts today.
+      trained: the count of the paper, and of Keras in 2016.
+      total: the same with the moving statistics of batch normalization, as Keras counts today.
     """
 
     trained: int
@@ -31,7 +31,7 @@ class Size:
 
 
 def workload(run: str, scale: str) -> Workload:
-    """A training step on ImageNet's number of classes."""
+    """A training step of the network with 1,000 classes."""
     batch, size, dtype, _ = WORK[scale]
     settings = SETTINGS[run] | (SMOKE[run] if scale == "smoke" else {})
     return Workload(model=run, batch=batch, image_size=size, dtype=dtype, settings=settings)
@@ -55,13 +55,13 @@ def measure(scale: str) -> list[Row]:
 
 
 def ratios(rows: list[Row]) -> list[float]:
-    """Steps a second of Xception / Inception V3's, of each round."""
+    """Xception's steps per second divided by those of Inception V3, for each round."""
     seconds = {run: [row["seconds"] for row in rows if row["run"] == run] for run in PAPER}
     return [theirs / ours for ours, theirs in zip(seconds["xception"], seconds["inception_v3"], strict=True)]
 
 
 def table(rows: list[Row], labels: Mapping[str, str]) -> list[str]:
-    """Paragraphs and table of the page, in Markdown; `labels`: run -> its name."""
+    """The paragraphs and the table of the page in Markdown; `labels` maps runs to their names."""
     sizes = {run: size(run) for run in PAPER}
     lines = [
         "| | parameters, paper | here, trained | with moving statistics | steps/second, paper (60 K80) | here |",
@@ -87,7 +87,7 @@ def table(rows: list[Row], labels: Mapping[str, str]) -> list[str]:
 
 
 def verdict(rows: list[Row], claim: str, scale: str) -> str:
-    """What was measured, beside the paper's claim."""
+    """Compares the measurement with the paper's claim."""
     if scale == "smoke":
         return "A smoke test of shallow networks: the times mean nothing, the parameters are the whole networks'."
     sizes, found = {run: size(run).trained for run in PAPER}, ratios(rows)

@@ -1,15 +1,15 @@
-"""The paper's tables and figures: which runs each needs, what the paper reports, and what it concludes."""
+"""The paper's tables and figures: the runs that each needs, and what the paper reports and concludes."""
 
 import dataclasses
 
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """A line of a table, a curve of a figure.
+    """A row of a table, or a curve of a figure.
 
     Attributes:
-      run: of configs/reproduction.py.
-      label: as the paper calls it.
+      run: its name in configs/reproduction.py.
+      label: its name in the paper.
       paper: measure -> the paper's number.
     """
 
@@ -23,15 +23,16 @@ class Target:
     """A table or figure.
 
     Attributes:
-      title: with its place in the paper.
-      measures: columns; the first decides the comparisons.
-      networks: the first is compared with each other one.
-      claim: what the paper concludes, by which the first of each pair is the better one; None: an open question.
-      of_convergence: whether the claim is of the speed of convergence too, not only of the end.
-      note: what a reader has to know besides.
-      kind: "table", "profile" (the first measure against gradient steps), "spectrum" (against the number of
-        segments) or "speed".
-      comparisons: pairs of runs, (better, worse) by the claim; None = the first network with each other.
+      title: title of the page, with the number in the paper.
+      measures: metrics to report; the first is used for the comparisons.
+      networks: the rows or curves.
+      claim: what the paper concludes; it says that the first of each pair is better. None: an open question.
+      of_convergence: whether the claim is about the speed of convergence too, not only about the end of training.
+      note: what else a reader has to know.
+      kind: "table", "profile" (the first measure against gradient steps), "spectrum" (the first measure against
+        the number of segments) or "speed".
+      comparisons: pairs of runs, (better, worse) according to the claim; None = the first network and each other
+        one.
     """
 
     title: str
@@ -45,7 +46,7 @@ class Target:
 
     @property
     def pairs(self) -> tuple[tuple[str, str], ...]:
-        """The comparisons, as pairs of runs."""
+        """The comparisons as pairs of runs."""
         first, *others = (network.run for network in self.networks)
         return self.comparisons or tuple((first, other) for other in others)
 

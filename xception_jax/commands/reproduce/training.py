@@ -1,4 +1,4 @@
-"""Training what a table or figure needs, unless it is there already."""
+"""Training the runs that a table or figure needs and that do not exist yet."""
 
 import contextlib
 import dataclasses
@@ -15,14 +15,12 @@ from xception_jax import recipe as recipe_lib
 from xception_jax.commands import command_line
 from xception_jax.errors import TrainingError, UserError
 from xception_jax.run import writers
-from xception_jax.run.workdir import CONFIG, read_recipe
+from xception_jax.run.workdir import CONFIG
 
 RECIPES = "configs/reproduction.py"
-PROFILE = "training_profile.png"  # the last thing a run leaves, here as in train.py
-MEASURE_KEYS = ("data.eval_exclude", "evaluate_every_epochs", "evaluate_every_steps")
-FREE_KEYS = tuple(
-    key for key in recipe_lib.FREE_KEYS if key not in MEASURE_KEYS and not key.startswith("total_")
-)  # may differ between a run and what is asked for: they change no number of a page
+PROFILE = "training_profile.png"  # the last file that a run writes, here as in train.py
+# Settings that a run may be continued with, but that change the numbers of a page.
+STRICT = ("data.eval_exclude", "evaluate_every_", "total_")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,10 +28,10 @@ class Job:
     """A run with a seed.
 
     Attributes:
-      run: of configs/reproduction.py.
-      flags: "--config=..." and "--config.KEY=VALUE", which make the recipe.
-      config: the recipe.
-      workdir: of the run.
+      run: its name in configs/reproduction.py.
+      flags: "--config=..." and "--config.KEY=VALUE", which name the recipe and change it.
+      config: the recipe as a ConfigDict.
+      workdir: directory of the run.
     """
 
     run: str
@@ -44,22 +42,22 @@ class Job:
 
     @property
     def command(self) -> str:
-        """To launch it by itself."""
+        """The command that trains this run by itself."""
         return shlex.join(["python", "train.py", *self.flags, f"--workdir={self.workdir}"])
 
     @property
     def finished(self) -> bool:
-        """Whether the run is there and complete.
+        """Whether the run exists and is complete.
 
         Raises:
-          UserError: if another recipe's is, or one that was measured otherwise.
+          UserError: if the directory holds the run of another recipe, or one that was evaluated differently.
         """
         if not (self.workdir / CONFIG).exists():
             return False
-        new, old = recipe_lib.parse(self.config), read_recipe(self.workdir)
-        from_data = {name: old.model[name] for name in recipe_lib.FROM_DATA if new.model[name] is None}
-        new = new.model_copy(update={"model": new.model | from_data})
-        for key, ours, theirs in recipe_lib.differences(new, old, free=FREE_KEYS):
+        new, old = recipe_lib.parse(self.config), recipe_lib.read(self.workdir)
+        from_data = {name: old.model[name] for name in recipe_lib.FROM_DATA if new.model.get(name, 0) is None}
+        new = new.replace(model=new.model | from_data)
+        for key, ours, theirs in recipe_lib.differences(new, old, strict=STRICT):
             raise UserError(
                 f"--workdir: the run in {self.workdir} has {key} = {theirs!r}, not {ours!r}; remove it or name"
                 " another --workdir"
@@ -68,25 +66,27 @@ class Job:
 
 
 def make_job(run: str, *, scale: str, seed: int, workdir: pathlib.Path, settings: Sequence[str]) -> Job:
-    """The job of a run, its recipe read from configs/reproduction.py.
+    """The job of a run, with the recipe from configs/reproduction.py.
 
     Args:
-      workdir: of all runs.
+      workdir: folder of all runs.
       settings: "--config.KEY=VALUE", which change the recipe.
 
     Raises:
-      UserError: for a wrong setting, or if there is no such file: outside of the repository's root.
+      UserError: for a wrong setting, or if there is no such file because the working directory is not the
+        repository's root.
     """
     flags = (f"--config={RECIPES}:{scale}/{run}", f"--config.seed={seed}", *settings)
     example = "python -m xception_jax reproduce fig9"
     config = command_line.read_config(flags, example=example)
-    if not config.polyak.decay:
-        raise UserError(f"--config.polyak.decay={config.polyak.decay}: averaged weights are reported; leave it on")
+    if not config.averaging.decay:
+        decay = config.averaging.decay
+        raise UserError(f"--config.averaging.decay={decay}: the averaged weights are reported; leave it on")
     return Job(run, seed, flags, config, workdir / scale / run / f"seed{seed}")
 
 
 def train(job: Job) -> loop.Result:
-    """Trains to the end, or goes on where it was stopped; its console goes to a file beside the directory.
+    """Trains a run to its end, from its latest checkpoint if it has one; prints to a file beside its directory.
 
     Raises:
       UserError, TrainingError: see `loop.train`.
@@ -97,37 +97,37 @@ def train(job: Job) -> loop.Result:
         with log.open("a") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
             result = loop.train(job.config, job.workdir)
     finally:
-        jax.clear_caches()  # the next network is another
+        jax.clear_caches()  # the next run has another network
     if result.evaluation is not None:
         plots.training_profile(writers.read_jsonl(job.workdir / "metrics.jsonl"), job.workdir / PROFILE)
     return result
 
 
 class Interrupted(Exception):
-    """Training was asked to stop; a compilation may go on in another thread."""
+    """Training was asked to stop; a compilation may still be running in another thread."""
 
 
 class Queue:
-    """Runs to be trained, each once, of each of which a line is printed.
+    """Trains runs, each once, and prints a line for each.
 
     Attributes:
       finished, failed: directories of runs.
 
     Raises:
-      UserError: for a directory with another recipe's run, before anything is trained.
+      UserError: for a directory with the run of another recipe, before anything is trained.
     """
 
     def __init__(self, jobs: Sequence[Job]):
         self.finished = {job.workdir for job in jobs if job.finished}
         self.failed: set[pathlib.Path] = set()
         self._waiting, self._started = len(jobs) - len(self.finished), 0
-        print(f"{len(jobs)} runs, {len(self.finished)} of them are there already", flush=True)
+        print(f"{len(jobs)} runs, {len(self.finished)} of them finished already", flush=True)
 
     def train(self, jobs: Sequence[Job]) -> list[Job]:
-        """Trains those that were not yet; a run that fails is told of and left out.
+        """Trains the runs that were not trained yet; a run that fails is reported and left out.
 
         Returns:
-          the finished ones.
+          The finished ones.
 
         Raises:
           Interrupted: when asked to stop, by Ctrl-C or SIGTERM.
@@ -143,7 +143,7 @@ class Queue:
         start = time.monotonic()
         try:
             result = train(job)
-        except (UserError, TrainingError, jax.errors.JaxRuntimeError) as error:  # the last: no memory
+        except (UserError, TrainingError, jax.errors.JaxRuntimeError) as error:  # the last: out of memory
             print(f"failed: {str(error).splitlines()[0]}", flush=True)
             self.failed.add(job.workdir)
             return
@@ -151,4 +151,4 @@ class Queue:
         if result.evaluation is not None:
             self.finished.add(job.workdir)
         if result.stopped or result.evaluation is None:
-            raise Interrupted("interrupted; what was trained is saved: run the same command to go on")
+            raise Interrupted("interrupted; what was trained is saved: run the same command to continue")
