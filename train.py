@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import socket
 import sys
 from typing import NoReturn
 
@@ -56,8 +57,14 @@ def _connect() -> None:
     address = _COORDINATOR.value
     if address is None:
         return
-    if address != "auto" and not address.rpartition(":")[2].isdecimal():
-        _fail(f"--coordinator={address}: write HOST:PORT, such as 10.0.0.1:8476, or 'auto'", 2)
+    if address != "auto":
+        host, _, port = address.rpartition(":")
+        if not host or not port.isdecimal():
+            _fail(f"--coordinator={address}: write HOST:PORT, such as 10.0.0.1:8476, or 'auto'", 2)
+        try:
+            socket.getaddrinfo(host, int(port))
+        except OSError as error:  # JAX would end the process without a Python exception
+            _fail(f"--coordinator={address}: {error.strerror}; name a host that this one can find", 2)
     try:
         jax.distributed.initialize(None if address == "auto" else address, _NUM_PROCESSES.value, _PROCESS_ID.value)
     except Exception as error:  # what JAX raises depends on the cluster that it looks for

@@ -14,7 +14,7 @@ from test_step import COLLECTIVE, assert_close
 
 import xception_jax
 from configs import digits
-from xception_jax import data, experiment, loop, metrics, state
+from xception_jax import data, evaluation, loop, metrics, report, sharding, state, task
 from xception_jax import recipe as recipe_lib
 from xception_jax.commands import evaluate
 from xception_jax.errors import UserError
@@ -43,11 +43,11 @@ def noise(monkeypatch):
             train=source,
             validation=source,
             class_names=tuple(map(str, range(classes))),
-            channels=1,
+            model_settings={"in_channels": 1},
             multilabel=multilabel,
             class_weights=tuple(np.linspace(0, 2, classes).tolist()),
         )
-        monkeypatch.setattr(experiment, "load_dataset", lambda settings: dataset)
+        monkeypatch.setattr(task, "load_dataset", lambda recipe: dataset)
 
     return use
 
@@ -60,7 +60,7 @@ def recipe(model, **changes):
     config.data.image_size = 8
     config.model = ConfigDict({"name": "vgg16_separable", "stages": ((8,), (16,)), "fc_layers": ()})
     config.model.update(num_classes=None, in_channels=None, implementation="xla")
-    config.optimizer.workers, config.mesh.model = 2, model
+    config.optimizer.replicas, config.mesh.model = 2, model
     config.update_from_flattened_dict(changes)
     return config
 
@@ -68,7 +68,7 @@ def recipe(model, **changes):
 def rows(workdir):
     """{(step, kind): measures} of a run, without times."""
     parsed = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    timed = {"step", "kind", "images_per_second", "data_wait"}
+    timed = {"step", "kind", "examples_per_second", "data_wait"}
     return {(row["step"], row["kind"]): {k: row[k] for k in row.keys() - timed} for row in parsed}
 
 
@@ -98,7 +98,7 @@ def test_devices_that_share_the_classes_train_alike(noise, tmp_path, capsys):
     capsys.readouterr()
     arguments = {"checkpoint": "latest", "batch_size": None, "data_root": None, "exclude": None}
     evaluate.run(argparse.Namespace(workdir=quarters, **arguments))
-    assert capsys.readouterr().out.strip().endswith(loop.describe(result.evaluation, 80))
+    assert capsys.readouterr().out.strip().endswith(report.describe(result.evaluation, 80))
 
 
 @pytest.mark.parametrize("settings", [{}, {"multilabel": True}, {"label_smoothing": 0.1}], ids=", ".join)
@@ -135,9 +135,10 @@ def test_loss_gradient_and_measures_of_a_shared_layer(shape, settings):
 def test_what_the_state_has_for_each_class_is_split(noise):
     noise(CLASSES, multilabel=True)
     changes = {"optimizer.name": "rmsprop_tf", "model.fc_layers": (CLASSES,)}
-    plan = experiment.build(recipe_lib.parse(recipe(2, **changes)))
+    built = task.build(recipe_lib.parse(recipe(2, **changes)))
+    abstract = loop.abstract_state(built, loop.make_training(built).optimizer)
     split = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(plan.abstract_state()):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(abstract):
         if not leaf.sharding.is_fully_replicated:
             split[jax.tree_util.keystr(path)] = leaf.sharding.shard_shape(leaf.shape)
     kernel, bias = (CLASSES, CLASSES // 2), (CLASSES // 2,)
@@ -159,9 +160,11 @@ def test_devices_exchange_features_and_candidates_but_no_logits(model, multilabe
     """The largest things that move: features of 16 numbers, an image's best 100 of each device, and gradients."""
     classes, images = 4096, 32
     noise(classes, multilabel)
-    plan = experiment.build(recipe_lib.parse(recipe(model, **changes)))
-    lowered = loop.lower_steps(plan, plan.abstract_state())
-    train, evaluation = (program.compile().as_text() for program in lowered)
+    built = task.build(recipe_lib.parse(recipe(model, **changes)))
+    optimizer = loop.make_training(built).optimizer
+    abstract = loop.abstract_state(built, optimizer)
+    train = loop.lower_train_step(built, optimizer, abstract).compile().as_text()
+    evaluate = evaluation.lower_eval_step(built, state.weight_sets(abstract)).compile().as_text()
     part, rows = classes // model, images * model // 8  # of the classes on a device; images of a group of devices
 
     def moved(program, *, gradients):
@@ -179,7 +182,7 @@ def test_devices_exchange_features_and_candidates_but_no_logits(model, multilabe
     }
     assert max(map(np.prod, moved(train, gradients=False))) <= rows * 16
     candidates = rows * model * 100 if multilabel else 0
-    assert max(map(np.prod, moved(evaluation, gradients=True))) <= max(candidates, rows * 16)
+    assert max(map(np.prod, moved(evaluate, gradients=True))) <= max(candidates, rows * 16)
     assert rows * classes / model > max(candidates, rows * 16)  # a device's logits are more than that
 
 
@@ -187,6 +190,42 @@ def test_devices_exchange_features_and_candidates_but_no_logits(model, multilabe
 def test_a_mesh_that_does_not_fit_is_refused(model, noise):
     noise(18, multilabel=False)
     with pytest.raises(UserError) as error:
-        experiment.build(recipe_lib.parse(recipe(model)))
+        task.build(recipe_lib.parse(recipe(model)))
     message = f"config.mesh.model = {model}: must divide the number of devices of a host, 8, and of classes, 18"
     assert str(error.value) == f"{message}; choose one of [1, 2]"
+
+
+class FakeDevice:
+    """What `in_host_order` looks at."""
+
+    def __init__(self, process_index, id):
+        self.process_index, self.id = process_index, id
+
+
+@pytest.mark.parametrize(
+    "devices",
+    [
+        [
+            (0, 0),
+            (1, 4),
+            (0, 1),
+            (1, 5),
+            (0, 2),
+            (1, 6),
+        ],  # hosts interleaved, as a physical mesh of a TPU may have them
+        [(3, 1), (2, 0), (3, 0), (2, 1), (0, 7), (1, 2)],
+    ],
+)
+def test_the_devices_of_a_host_are_neighbors_in_the_mesh(devices):
+    """A host reads consecutive examples; so the global batch is the one that the data order promises."""
+    ordered = sharding.in_host_order([FakeDevice(*device) for device in devices])
+    assert [(device.process_index, device.id) for device in ordered] == sorted(devices)
+
+
+@pytest.mark.parametrize("model", [1, 2])
+def test_both_kinds_of_mesh_have_the_devices_in_that_order(model, monkeypatch):
+    devices = jax.devices()
+    monkeypatch.setattr(jax, "devices", lambda: devices[::-1])
+    mesh = sharding.make_layout(model, num_classes=CLASSES).mesh
+    assert mesh.devices.ravel().tolist() == devices
+    assert mesh.axis_names == (("data",) if model == 1 else ("data", "model"))

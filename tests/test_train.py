@@ -13,6 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from xception_jax import loop, recipe
+from xception_jax.commands import command_line
+from xception_jax.errors import UserError
+
 ROOT = pathlib.Path(__file__).parent.parent
 TINY = (
     "--config=configs/digits.py",
@@ -77,7 +81,7 @@ def fingerprint(output):
 
 def metric_rows(workdir):
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k not in ("images_per_second", "data_wait")} for row in rows]
+    return [{k: v for k, v in row.items() if k not in ("examples_per_second", "data_wait")} for row in rows]
 
 
 def test_a_run_leaves_what_it_promises(unbroken):
@@ -86,14 +90,12 @@ def test_a_run_leaves_what_it_promises(unbroken):
     assert expected <= {path.name for path in workdir.iterdir()}
     assert all(str(workdir / name) in output for name in expected)
     assert f"-m xception_jax evaluate --workdir {workdir}" in output.splitlines()[-2]
-    assert output.count("evaluated 360 images") == 4  # at steps 20, 40, 60, and in the summary
+    assert output.count("evaluated 360 examples") == 4  # at steps 20, 40, 60, and in the summary
     assert re.search(r"^devices: 1 x cpu on 1 host; mesh \{'data': 1\}", output, re.MULTILINE)
-    assert "44.9 steps an epoch" in output
+    assert "44.9 steps per epoch" in output
     assert "= 100 steps = 2.23 epochs" in output
     assert re.search(r"\| classifier/kernel +\| \(16, 10\)", output)
-    row = (
-        r"^step 20/60 \| epoch 0\.45 \| loss .* \| top-1 .* \| lr 0.045 \| .* images/s \| data wait .* \| .* left$"
-    )
+    row = r"^step 20/60 \| epoch 0\.45 \| loss .* \| top-1 .* \| lr 0.045 \| .* examples/s \| data wait .* left$"
     assert re.search(row, output, re.MULTILINE)
 
 
@@ -128,15 +130,15 @@ def test_a_complete_run_says_so_and_changes_nothing(unbroken, launch, tmp_path):
 def test_the_digits_recipe_reaches_its_accuracy(launch, tmp_path):
     code, output = launch("--config=configs/digits.py", "--workdir", tmp_path / "run")
     assert code == 0, output
-    (summary,) = re.findall(r"^evaluated 360 images.*", output, re.MULTILINE)
+    (summary,) = re.findall(r"^evaluated 360 examples.*", output, re.MULTILINE)
     top1 = [float(value) for value in re.findall(r"top-1 ([\d.]+) %", summary)]
     assert len(top1) == 2 and min(top1) >= 97, summary
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
+def images(tmp_path_factory):
     """A folder of 40 JPEG and PNG files in two classes, one of them cut short, and 10 more to evaluate."""
-    root = tmp_path_factory.mktemp("pictures")
+    root = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
     for split, count in (("train", 20), ("val", 5)):
         for name, mean in (("dark", 80), ("light", 170)):
@@ -150,9 +152,9 @@ def pictures(tmp_path_factory):
     return root
 
 
-def folder_run(pictures, workdir):
-    """Arguments of a run with worker processes; the pictures are mixed and mirrored on the device."""
-    settings = {"root": pictures, "num_workers": 1, "max_unreadable": 0.05}
+def folder_run(images, workdir):
+    """Arguments of a run with worker processes; the images are mixed and mirrored on the device."""
+    settings = {"root": images, "num_workers": 1, "max_unreadable": 0.05}
     return (
         *TINY,
         "--config.data.name=folder",
@@ -166,13 +168,13 @@ def folder_run(pictures, workdir):
     )
 
 
-def test_a_run_from_picture_files_survives_its_kill(launch, pictures, tmp_path):
+def test_a_run_from_image_files_survives_its_kill(launch, images, tmp_path):
     shared = set(os.listdir("/dev/shm"))
-    code, output = launch(*folder_run(pictures, tmp_path / "unbroken"))
+    code, output = launch(*folder_run(images, tmp_path / "unbroken"))
     assert code == 0, output
-    warning = rf"^warning: cannot read image {pictures}/train/dark/7\.jpg: .*; another image takes its place$"
+    warning = rf"^warning: cannot read {images}/train/dark/7\.jpg: .*; another example takes its place$"
     assert len(re.findall(warning, output, re.M)) == 1, output
-    killed = folder_run(pictures, tmp_path / "killed")
+    killed = folder_run(images, tmp_path / "killed")
     # The pipe of a killed run ends only when its workers have ended too.
     code, _ = launch(*killed, at=("step 50/60", signal.SIGKILL))
     assert code == -signal.SIGKILL
@@ -186,12 +188,12 @@ def test_a_run_from_picture_files_survives_its_kill(launch, pictures, tmp_path):
     assert sum(row.get("unreadable", 0) for row in rows) * 80 == pytest.approx(12)  # 12 epochs of 40
 
 
-def test_too_many_unreadable_pictures_end_the_run(launch, pictures, tmp_path):
-    code, output = launch(*folder_run(pictures, tmp_path / "run"), "--config.data.max_unreadable=0.01")
+def test_too_many_unreadable_images_end_the_run(launch, images, tmp_path):
+    code, output = launch(*folder_run(images, tmp_path / "run"), "--config.data.max_unreadable=0.01")
     assert code == 1
     # On a busy machine Python's resource tracker may have a word after it, of memory that it then frees.
     (error,) = (line for line in output.splitlines() if line.startswith("error: "))
-    assert error.startswith("error: 2 of 80 images") and "dark/7.jpg" in error
+    assert error.startswith("error: 2 of 80 examples") and "dark/7.jpg" in error
     assert "config.data.max_unreadable = 0.01" in error
     assert "Traceback" not in output
 
@@ -280,8 +282,19 @@ MISTAKES = {
         "python -m xception_jax prepare",
     ),
     "other classes": (["--config.model.num_classes=7"], "config.model.num_classes = 7", "has 10; pass"),
-    "colors of grey": (["--config.augment.color=jitter"], "config.augment.color = 'jitter'", "color=none"),
+    "colors of grey": (["--config.augment.color=jitter"], "config.augment.color = 'jitter'", "none"),
     "workdir is a file": (["--workdir=/etc/passwd"], "--workdir=/etc/passwd", "name a directory"),
+    "no coordinator": (
+        ["--coordinator=nohost", "--num_processes=2", "--process_id=0"],
+        "--coordinator=nohost",
+        "HOST:PORT",
+    ),
+    "unknown coordinator": (
+        ["--coordinator=no.host.invalid:1", "--num_processes=2", "--process_id=0"],
+        "--coordinator=no.host.invalid:1",
+        "name a host",
+    ),
+    "not enough pixels": (["--config.data.image_size=1"], "config.data.image_size = 1", "at least"),
     "workdir of others": (["--workdir=/usr"], "--workdir=/usr", "name a new or empty directory"),
 }
 
@@ -303,3 +316,45 @@ def test_another_recipe_in_the_same_workdir_is_refused(unbroken, launch):
     (line,) = output.splitlines()
     assert "config.seed = 1" in line and "has 0: pass --config.seed=0" in line
     assert (unbroken[0] / "config.json").read_text() == before
+
+
+FAULTY = {
+    "get_config returns no ConfigDict": ("def get_config():\n    return {}\n", "get_config() returns dict"),
+    "does not parse": ("x = 1\ndef get_config(:\n", "line 2: "),
+    "does not import": ("import nothing_here\n", "line 1: ModuleNotFoundError"),
+    "raises": ("def get_config():\n    x = 1\n    return x / 0\n", "line 3: ZeroDivisionError"),
+    "has no get_config": ("x = 1\n", "get_config"),
+}
+
+
+@pytest.mark.parametrize("source, words", FAULTY.values(), ids=FAULTY)
+def test_a_faulty_config_is_named_with_file_and_line(source, words, tmp_path):
+    path = tmp_path / "faulty.py"
+    path.write_text(source)
+    with pytest.raises(UserError) as error:
+        command_line.load(str(path))
+    message = str(error.value)
+    assert message.startswith(f"--config={path}: ") and words in message and "\n" not in message
+
+
+@pytest.mark.filterwarnings("ignore:the load_module")  # of ml_collections
+@pytest.mark.parametrize(
+    "key, old, new",
+    [("optimizer.momentum", None, 0.5), ("data.label", None, "fine"), ("schedule.warmup_epochs", None, 1.0)],
+)
+def test_following_the_remedy_for_another_recipe_is_accepted(key, old, new, tmp_path):
+    """A run has None where the command says something else: the printed flag makes them equal."""
+    flags = [f"--config={ROOT / 'configs/digits.py'}"]
+    first = recipe.parse(command_line.read_config(flags, example=""))
+    with loop.open_workdir(tmp_path, first):
+        pass
+    (tmp_path / "checkpoints" / "5").mkdir(parents=True)
+    changed = recipe.parse(command_line.read_config([*flags, f"--config.{key}={new}"], example=""))
+    with pytest.raises(UserError) as error, loop.open_workdir(tmp_path, changed):
+        pass
+    (remedy,) = re.findall(r"pass (\S+) to continue", str(error.value))
+    assert remedy == f"--config.{key}={old}"
+    repaired = recipe.parse(command_line.read_config([*flags, f"--config.{key}={new}", remedy], example=""))
+    assert repaired == first
+    with loop.open_workdir(tmp_path, repaired):
+        pass

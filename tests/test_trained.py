@@ -19,7 +19,7 @@ from test_records import write_set
 
 import xception_jax
 from configs import common, digits
-from xception_jax import data, loop
+from xception_jax import data, loop, report
 from xception_jax.errors import UserError
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -48,11 +48,11 @@ def run(tmp_path_factory):
 
 
 COLORS = {"red": (250, 10, 20), "green": (30, 200, 40), "blue": (60, 70, 180)}
-SPLITS = {"train": 8, "validation": 3}  # pictures of each color
+SPLITS = {"train": 8, "validation": 3}  # images of each color
 
 
-def color_pictures(size):
-    """(split, color, number, picture) of noise around three colors."""
+def color_images(size):
+    """(split, color, number, image) of noise around three colors."""
     rng = np.random.default_rng(0)
     for split, count in SPLITS.items():
         for name, color in COLORS.items():
@@ -62,29 +62,29 @@ def color_pictures(size):
 
 
 def write_folder(root):
-    for split, name, number, picture in color_pictures(40):
+    for split, name, number, pil_image in color_images(40):
         folder = root / {"validation": "val"}.get(split, split) / name
         folder.mkdir(parents=True, exist_ok=True)
-        picture.save(folder / f"{number}.{'jpg' if number % 2 else 'png'}")
+        pil_image.save(folder / f"{number}.{'jpg' if number % 2 else 'png'}")
     return root
 
 
 def write_manifest(root):
     rows = ["path,labels,split"]
-    for split, name, number, picture in color_pictures(40):
-        picture.save(root / f"{split}-{name}-{number}.jpg")
+    for split, name, number, pil_image in color_images(40):
+        pil_image.save(root / f"{split}-{name}-{number}.jpg")
         labels = [name, "odd"] if number % 2 else [name]
         rows.append(f"{split}-{name}-{number}.jpg,{';'.join(labels)},{split.replace('validation', 'val')}")
-    (root / "pictures.csv").write_text("\n".join(rows) + "\n")
-    return root / "pictures.csv"
+    (root / "images.csv").write_text("\n".join(rows) + "\n")
+    return root / "images.csv"
 
 
 def write_tfds(root, name, eval_split, features, make):
-    """Record files as TFDS's own builder writes them, of pictures and what `make(color)` gives."""
+    """Record files as TFDS's own builder writes them, of images and what `make(color)` gives."""
     splits = {"train": [], eval_split: []}
-    for split, color, _, picture in color_pictures(32):
+    for split, color, _, pil_image in color_images(32):
         buffer = io.BytesIO()
-        picture.save(buffer, "PNG")
+        pil_image.save(buffer, "PNG")
         splits["train" if split == "train" else eval_split].append({"image": buffer.getvalue(), **make(color)})
     name, _, config = name.partition("/")
     write_set(root, name, {"image": tfds.features.Image(), **features}, splits, config=config)
@@ -142,13 +142,14 @@ def test_every_recipe_runs_its_smoke_variant(path, tmp_path):
     expected = {"digits": tuple("0123456789"), "multilabel_xception": ("blue", "green", "odd", "red")}
     names = ("blue", "green", "red") if path.stem == "folder_xception" else tuple(COLORS)
     assert trained.class_names == expected.get(path.stem, names)
-    assert trained.preprocessing.exif_orientation == (path.stem == "folder_xception")
+    assert trained.inputs.preprocessing.exif_orientation == (path.stem == "folder_xception")
     if trained.multilabel:
         assert all(0 < values["map100"] <= 1 for values in result.evaluation.values())
-        assert loop.describe(result.evaluation, 9).count("MAP@100") == 2
+        assert report.describe(result.evaluation, 9).count("MAP@100") == 2
     if path.stem == "multilabel_xception":
         image = np.zeros((9, 9, 3), np.uint8)
-        normalized = jnp.asarray(trained.preprocess([image]) / 127.5 - 1, jnp.float32)
+        pixels = trained.inputs.from_user([image])["image"]
+        normalized = jnp.asarray(pixels / 127.5 - 1, jnp.float32)
         logits = np.asarray(nnx.jit(lambda model, x: model(x))(trained.model, normalized))
         np.testing.assert_allclose(trained.predict([image]), 1 / (1 + np.exp(-logits)), atol=1e-2)  # bfloat16
 
@@ -226,7 +227,7 @@ def test_evaluate_command_repeats_the_run_s_numbers(run):
     command += ["--batch_size=100"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip().endswith(loop.describe(result.evaluation, 360))
+    assert done.stdout.strip().endswith(report.describe(result.evaluation, 360))
     assert done.stderr == ""
 
 
@@ -239,5 +240,5 @@ def test_evaluate_command_explains_a_missing_run(tmp_path):
 
 def test_common_defaults_name_no_dataset_of_their_own():
     """A recipe must say its length; the defaults alone are not one."""
-    with pytest.raises(UserError, match="set one of them"):
+    with pytest.raises(UserError, match="set it, or total_steps or total_samples"):
         loop.train(common.default(), "/nonexistent")
