@@ -193,6 +193,73 @@ class TestSeveralLabels:
         np.testing.assert_allclose(loss, [2 * float(jnp.bfloat16(1e4))])
 
 
+class TestLabelOffset:
+    """Leading logits that stand for no class of the dataset, as in TensorFlow's Inception models."""
+
+    WEIGHTS = (2.0, 0.0, 0.5, 1.0, 3.0, 1.0)
+
+    def batch(self, multilabel, offset):
+        """(logits [60, offset + 6], labels of the dataset's 6 classes, the same labels counted as the logits)."""
+        logits, labels = random_batch(60, offset + 6)
+        labels %= 6
+        if not multilabel:
+            return logits, labels, labels + offset
+        labels = (np.random.default_rng(3).random((60, 6)) < 0.4).astype(np.uint8)
+        return logits, labels, np.concatenate([np.zeros((60, offset), np.uint8), labels], axis=1)
+
+    @pytest.mark.parametrize("offset, weights", [(1, WEIGHTS), (3, None)])
+    @pytest.mark.parametrize("settings", [{"multilabel": True}, {"label_smoothing": 0.1}], ids=", ".join)
+    def test_it_is_a_shift_of_the_labels(self, settings, weights, offset):
+        logits, labels, shifted = self.batch(settings.get("multilabel", False), offset)
+        weights = None if weights is None else (0.0,) * offset + weights
+        settings = settings | {"num_classes": offset + 6, "class_weights": weights}
+        mask = (np.arange(60) % 4 > 0).astype(np.float32)
+
+        def measures(labels, **more):
+            objective = metrics.Objective(**settings, **more)
+            targets = objective.targets(jnp.asarray(labels))
+            loss = objective.loss(jnp.asarray(logits), targets)
+            sums = objective.evaluation_sums(loss, *map(jnp.asarray, (logits, labels, mask)))
+            return targets, loss, sums, objective.sums(loss, jnp.asarray(logits), jnp.asarray(labels))
+
+        actual, expected = measures(labels, label_offset=offset), measures(shifted)
+        jax.tree.map(np.testing.assert_array_equal, actual, expected)
+        assert [float(sums["count"]) for sums in actual[2:]] == [45, 60] and float(actual[2]["top1"]) > 0
+
+    @pytest.mark.parametrize("multilabel", [False, True])
+    def test_targets_and_loss_by_hand(self, multilabel):
+        objective = metrics.Objective(
+            num_classes=4, multilabel=multilabel, label_offset=1, class_weights=(0.0, 5.0, 1.0, 2.0)
+        )
+        labels = np.array([[1, 0, 1]], np.uint8) if multilabel else np.array([2])
+        targets = objective.targets(jnp.asarray(labels))
+        np.testing.assert_array_equal(targets, np.float32([[0, 1, 0, 1]] if multilabel else [[0, 0, 0, 1]]))
+        logits = np.log(np.array([[4.0, 1.0, 3.0, 2.0]]))
+        # Of probability x / (1 + x) for each class, or x / 10.
+        several = 5 * np.log(2) + 1 * np.log(4) + 2 * np.log(3 / 2)
+        expected = several if multilabel else 2 * np.log(10 / 2)
+        np.testing.assert_allclose(objective.loss(jnp.float32(logits), targets), [expected], rtol=1e-6)
+
+    def test_a_prediction_of_no_class_is_wrong(self):
+        """The background class is the highest logit of the first image and the second of the other."""
+        logits, labels = np.float32([[9, 1, 0, 0, 0, 0], [8, 9, 0, 0, 0, 0]]), np.array([0, 0])
+        objective = metrics.Objective(num_classes=6, label_offset=1)
+        sums = objective.sums(jnp.zeros(2), jnp.asarray(logits), jnp.asarray(labels))
+        assert metrics.compute(sums) == {"loss": 0, "top1": 0.5, "top5": 1}
+
+    @pytest.mark.parametrize("offset", [0, 1, 2])
+    def test_probabilities_are_those_of_the_datasets_classes(self, offset):
+        logits, _ = random_batch(5, offset + 3)
+        odds = np.exp(logits.astype(np.float64))
+        one = metrics.Objective(num_classes=offset + 3, label_offset=offset)
+        several = metrics.Objective(num_classes=offset + 3, label_offset=offset, multilabel=True)
+        expected = (odds / odds.sum(1, keepdims=True))[:, offset:]
+        np.testing.assert_allclose(one.probabilities(jnp.asarray(logits)), expected, rtol=1e-5)
+        np.testing.assert_allclose(
+            several.probabilities(jnp.asarray(logits)), (odds / (1 + odds))[:, offset:], rtol=1e-5
+        )
+
+
 def brute_force(logits, labels, weights, k=100):
     """(sum, number) of the average precisions, image by image and place by place."""
     total, number = 0.0, 0
