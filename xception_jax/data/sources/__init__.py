@@ -4,7 +4,7 @@ import difflib
 from typing import Any
 
 from xception_jax.data.dataset import Dataset
-from xception_jax.data.sources import builtin, folder, manifest, records
+from xception_jax.data.sources import builtin, folder, manifest
 from xception_jax.data.sources.exclusion import exclude
 from xception_jax.errors import SettingError
 from xception_jax.settings import Section, setting
@@ -71,5 +71,7 @@ def _load(s: Sources, image_size: int) -> Dataset:
             return folder.load(s.root, holdout=s.holdout)
         case "manifest":
             return manifest.load(s.root, classes=s.classes, holdout=s.holdout)
+    from xception_jax.data.sources import records  # imports TFDS, which takes a second
+
     splits = {"train_split": s.train_split, "eval_split": s.eval_split}
     return records.load(s.name.removeprefix(RECORDS), root=s.root, label=s.label, **splits)
