@@ -1,21 +1,31 @@
-"""Augmentation on the host and the order of batches, against windows cut with numpy and plain calls."""
+"""Transforms of the host, order of batches, and inputs of images, against numpy, Pillow and plain calls."""
 
+import dataclasses
 import gc
+import hashlib
+import io
 import itertools
+import json
 import multiprocessing
 import os
 import pathlib
+import tarfile
 import time
 
 import absl.flags
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
 from xception_jax import data
 from xception_jax.data.images import randaugment
+from xception_jax.data.images.augment import Augmentation
+from xception_jax.data.images.inputs import ImageData, Images, Preprocessing, of_model
 from xception_jax.data.images.resizing import resize
-from xception_jax.data.images.transforms import random_box
+from xception_jax.data.images.transforms import Decode, EvaluationTransform, TrainTransform, random_box
+from xception_jax.errors import SettingError
 
 
 def random_image(height, width, channels=3, seed=0):
@@ -53,9 +63,9 @@ class TestRandomBox:
 
 def augmented(count, image, **settings):
     """What `count` random numbers in turn make of one image."""
-    transform = data.TrainTransform(**{"image_size": len(image), "resize": "bilinear"} | settings)
-    element = {"image": image, "label": 7}
-    results = [transform.random_map(element, np.random.default_rng(seed)) for seed in range(count)]
+    transform = TrainTransform(**{"image_size": len(image), "resize": "bilinear"} | settings)
+    example = {"image": image, "label": 7}
+    results = [transform(example, np.random.default_rng(seed)) for seed in range(count)]
     assert all(result["label"] == 7 for result in results)
     return [result["image"] for result in results]
 
@@ -105,26 +115,26 @@ class TestTrainTransform:
         ]
         np.testing.assert_array_equal(augmented(9, image, **settings), expected)
 
-    def test_every_image_gets_a_seed_of_its_own(self):
-        transform = data.TrainTransform(image_size=6, resize="bilinear", crop="none")
-        element = {"image": random_image(6, 6), "label": 0}
-        seeds = [transform.random_map(element, np.random.default_rng(n))["seed"] for n in range(50)]
-        assert len(set(seeds)) == 50 and {seed.dtype.name for seed in seeds} == {"uint32"}
-
 
 def numbered_source(length):
     """Random images whose labels are 0, 1, 2, ..."""
     return data.ArraySource(random_image(length, 36).reshape(length, 6, 6, 3)[..., :1], np.arange(length))
 
 
-TRAIN = data.TrainTransform(image_size=6, resize="bilinear", crop="pad", pad_pixels=2)
-EVALUATE = data.EvaluationTransform(image_size=6, resize="bilinear", crop="central", crop_fraction=1.0)
+DECODE = Decode(orientation=False, background="black")
+TRAIN = TrainTransform(image_size=6, resize="bilinear", crop="pad", pad_pixels=2)
+EVALUATE = EvaluationTransform(image_size=6, resize="bilinear", crop="central", crop_fraction=1.0)
 
 
-def train(count, length=10, reader=None, **settings):
+def reader(source, **settings):
+    """Reads a source as training does: images that cannot be read are replaced."""
+    return data.Reader(source, DECODE, **{"substitute": True} | settings)
+
+
+def train(count, length=10, source=None, **settings):
     """The first `count` batches."""
-    reader = reader or data.Reader(numbered_source(length), substitute=True)
-    batches = data.train_batches(reader, TRAIN, **{"batch_size": 4, "seed": 0} | settings)
+    examples = source or reader(numbered_source(length))
+    batches = data.train_batches(examples, TRAIN, **{"batch_size": 4, "seed": 0} | settings)
     found = list(itertools.islice(batches, count))
     if hasattr(batches, "close"):
         batches.close()
@@ -152,16 +162,26 @@ class TestTrainBatches:
         np.testing.assert_array_equal(np.sort(epochs, axis=1), np.tile(np.arange(10), (6, 1)))
         assert len({tuple(epoch) for epoch in epochs} | {tuple(range(10))}) == 7
 
+    def test_order_seeds_and_pixels_are_those_of_version_0_1(self):
+        batches = train(4)
+        assert [b["label"].tolist() for b in batches] == [[1, 2, 4, 5], [9, 7, 8, 6], [0, 3, 9, 6], [1, 8, 2, 0]]
+        assert batches[0]["seed"].tolist() == [3633160328, 3655189734, 2337254674, 3549690707]
+        assert batches[3]["seed"].tolist() == [3324263720, 1486225726, 2319888978, 1223758166]
+        pixels = b"".join(b["image"].tobytes() for b in batches)
+        assert hashlib.sha256(pixels).hexdigest()[:16] == "3b8596e40c08b3c0"
+
     def test_labels_stay_with_their_images(self):
         source = numbered_source(10)
-        plain = data.TrainTransform(image_size=6, resize="bilinear", crop="none")
-        for batch in itertools.islice(data.train_batches(data.Reader(source), plain, batch_size=4, seed=0), 5):
+        plain = TrainTransform(image_size=6, resize="bilinear", crop="none")
+        batches = data.train_batches(reader(source, substitute=False), plain, batch_size=4, seed=0)
+        for batch in itertools.islice(batches, 5):
+            assert batch.keys() == {"image", "label", "seed"}
             np.testing.assert_array_equal(batch["image"], source.images[batch["label"]])
 
     def test_several_labels_become_zeros_and_ones(self):
         labels = [(0, 2), (), (1,), (0, 1, 2)]
         source = data.ArraySource(random_image(4, 36).reshape(4, 6, 6, 3), labels)
-        (batch,) = train(1, reader=data.Reader(source, classes=3, substitute=True))
+        (batch,) = train(1, source=reader(source, classes=3))
         assert batch["label"].dtype == np.uint8
         assert sorted(map(tuple, batch["label"])) == [(0, 0, 0), (0, 1, 0), (1, 0, 1), (1, 1, 1)]
 
@@ -172,6 +192,7 @@ class TestTrainBatches:
             for image, label in zip(batch["image"], batch["label"], strict=True):
                 seen[int(label)].add(image.tobytes())
             seeds |= set(batch["seed"].tolist())
+            assert batch["seed"].dtype == np.uint32
         assert all(len(images) > 1 for images in seen.values()) and len(seeds) == 40
 
     def test_the_seed_decides_order_and_augmentation(self):
@@ -205,8 +226,7 @@ def files(tmp_path_factory):
 def test_processes_and_workers_do_not_change_the_global_batch(files, processes, workers, start_step):
     """Records, pixels and seeds, of augmented JPEG files with one that cannot be read."""
     absl.flags.FLAGS.mark_as_parsed()
-    reader = data.Reader(files, substitute=True)
-    settings = {"reader": reader, "batch_size": 8, "start_step": start_step}
+    settings = {"source": reader(files), "batch_size": 8, "start_step": start_step}
     shares = [
         train(4, process_index=i, process_count=processes, num_workers=workers, **settings)
         for i in range(processes)
@@ -217,30 +237,69 @@ def test_processes_and_workers_do_not_change_the_global_batch(files, processes, 
     assert 5 in np.concatenate([batch["unreadable"] for batch in whole])
 
 
+@dataclasses.dataclass(frozen=True)
+class Scarred:
+    """Examples whose labels are their indices; those in `bad` cannot be read, and `asked` lists all attempts."""
+
+    length: int
+    bad: range
+    asked: list
+
+    def __len__(self):
+        return self.length
+
+    def __getitem__(self, index):
+        self.asked.append(index)
+        if index in self.bad:
+            raise data.UnreadableExample(self.name(index), "is empty")
+        return {"image": np.zeros((2, 2, 3), np.uint8), "label": index}
+
+    def name(self, index):
+        return f"{index}.jpg"
+
+
 class TestUnreadableImages:
-    def test_training_goes_on_with_the_next_image_and_says_which_it_was(self, files):
-        reader = data.Reader(files, substitute=True)
-        assert [int(reader[i]["unreadable"]) for i in range(12)] == [-1] * 5 + [5] + [-1] * 6
+    def test_training_goes_on_with_another_image_and_says_which_was_replaced(self, files):
+        examples = reader(files)
+        assert [int(examples[i]["unreadable"]) for i in range(12)] == [-1] * 5 + [5] + [-1] * 6
         substitute = (5 + 7919) % 12
-        np.testing.assert_array_equal(reader[5]["image"], reader[substitute]["image"])
-        assert reader[5]["label"] == substitute
+        np.testing.assert_array_equal(examples[5]["image"], examples[substitute]["image"])
+        assert examples[5]["label"] == substitute
+
+    @pytest.mark.parametrize("length", [7919, 2 * 7919, 7907, 7918, 10])
+    def test_ten_attempts_are_of_ten_examples_whatever_their_number(self, length):
+        """7,919 is the distance between attempts elsewhere."""
+        asked = []
+        with pytest.raises(data.UnreadableExample, match="9 other examples"):
+            reader(Scarred(length, range(length), asked))[3]
+        assert asked[0] == 3 and len(set(asked)) == len(asked) == 10
+
+    def test_one_bad_file_of_7919_is_replaced(self):
+        example = reader(Scarred(7919, range(50, 51), []))[50]
+        assert example["label"] != 50 and example["unreadable"] == 50
+
+    def test_why_an_example_was_replaced_can_be_asked(self, files):
+        assert "5.jpg: " in reader(files).why_unreadable(5) and "repair or remove" in reader(files).why_unreadable(
+            5
+        )
+        assert "4.jpg: it failed once, and now it can be read" in reader(files).why_unreadable(4)
 
     def test_neighbors_that_failed_together_do_not_end_a_run(self, files, tmp_path):
         """Twenty in a row of a thousand: a download that went wrong."""
         paths = [f"gone/{i}.jpg" if 300 <= i < 320 else f"{i % 5}.jpg" for i in range(1000)]
-        reader = data.Reader(data.ImageFiles.make(files.root, paths, np.arange(1000)), substitute=True)
-        assert [int(reader[i]["unreadable"]) for i in range(299, 322)] == [-1, *range(300, 320), -1, -1]
+        examples = reader(data.ImageFiles.make(files.root, paths, np.arange(1000)))
+        assert [int(examples[i]["unreadable"]) for i in range(299, 322)] == [-1, *range(300, 320), -1, -1]
 
     @pytest.mark.parametrize("workers", [0, 1])
     def test_a_vanished_disk_is_an_error(self, tmp_path, workers):
         absl.flags.FLAGS.mark_as_parsed()
         gone = data.ImageFiles.make(tmp_path / "disk", [f"{i}.jpg" for i in range(30)], np.arange(30))
-        with pytest.raises(ValueError, match=r"disk/.*: No such file.*9 before.*is the disk there"):
-            train(1, reader=data.Reader(gone, substitute=True), num_workers=workers)
+        with pytest.raises(ValueError, match=r"disk/.*: No such file.*9 other examples.*is the disk there"):
+            train(1, source=reader(gone), num_workers=workers)
 
     def test_an_evaluation_leaves_none_out(self, files):
-        with pytest.raises(data.UnreadableImage, match=r"cannot read image .*5\.jpg"):
-            list(data.evaluation_batches(data.Reader(files), EVALUATE, batch_size=5))
+        with pytest.raises(data.UnreadableExample, match=r"cannot read .*5\.jpg"):
+            list(data.evaluation_batches(reader(files, substitute=False), EVALUATE, batch_size=5))
 
 
 class TestEvaluationBatches:
@@ -249,13 +308,9 @@ class TestEvaluationBatches:
     )
     def test_every_example_counts_once(self, batch_size, processes):
         source = numbered_source(7)
+        examples, sizes = reader(source, substitute=False), {"batch_size": batch_size, "process_count": processes}
         shares = [
-            list(
-                data.evaluation_batches(
-                    data.Reader(source), EVALUATE, batch_size=batch_size, process_index=i, process_count=processes
-                )
-            )
-            for i in range(processes)
+            list(data.evaluation_batches(examples, EVALUATE, process_index=i, **sizes)) for i in range(processes)
         ]
         assert {len(share) for share in shares} == {-(-7 // batch_size)}
         labels = []
@@ -271,9 +326,9 @@ class TestEvaluationBatches:
 
     def test_workers_do_not_change_it(self):
         absl.flags.FLAGS.mark_as_parsed()
-        reader = data.Reader(numbered_source(7))
+        examples = reader(numbered_source(7), substitute=False)
         plain, workers = (
-            list(data.evaluation_batches(reader, EVALUATE, batch_size=4, num_workers=n)) for n in (0, 2)
+            list(data.evaluation_batches(examples, EVALUATE, batch_size=4, num_workers=n)) for n in (0, 2)
         )
         for a, b in zip(plain, workers, strict=True):
             assert a.keys() == b.keys() and all((a[name] == b[name]).all() for name in a)
@@ -281,8 +336,7 @@ class TestEvaluationBatches:
 
 class TestResources:
     def test_files_stay_closed_and_memory_flat_over_epochs(self, files):
-        reader = data.Reader(files, substitute=True)
-        batches = data.train_batches(reader, TRAIN, batch_size=6, seed=0)
+        batches = data.train_batches(reader(files), TRAIN, batch_size=6, seed=0)
         usage = []
         for step in range(700):  # 350 epochs
             next(batches)
@@ -296,10 +350,212 @@ class TestResources:
     def test_workers_leave_nothing_behind(self, files):
         absl.flags.FLAGS.mark_as_parsed()
         before = set(os.listdir("/dev/shm"))
-        train(3, reader=data.Reader(files, substitute=True), batch_size=6, num_workers=2)
+        train(3, source=reader(files), batch_size=6, num_workers=2)
         assert not multiprocessing.active_children()
         deadline = time.monotonic() + 20
         while left := set(os.listdir("/dev/shm")) - before:  # a thread removes what was shared
             gc.collect()
             assert time.monotonic() < deadline, left
             time.sleep(0.1)
+
+
+RECORD = {
+    "image_size": 5,
+    "mean": (0.4, 0.45, 0.5),
+    "std": (0.2, 0.25, 0.3),
+    "crop": "central",
+    "crop_fraction": 1.0,
+    "resize": "pillow_bilinear",
+}
+
+
+def golden_preprocessing(name, step):
+    """The record of a checkpoint that version 0.1 wrote."""
+    golden = pathlib.Path(__file__).parent / "golden" / f"v0.1_{name}_finished.tar.xz"
+    with tarfile.open(golden) as archive:
+        return json.load(archive.extractfile(f"{name}/checkpoints/{step}/meta/metadata"))["preprocessing"]
+
+
+class TestImages:
+    @pytest.mark.parametrize("order", ["rgb", "bgr"])
+    def test_each_channel_has_its_own_mean_and_deviation(self, order):
+        """They follow the order of the model's channels, which is that of the input reversed for BGR."""
+        pixels = random_image(4 * 5, 5).reshape(4, 5, 5, 3)
+        inputs, targets = of_model(RECORD, channels=3, channel_order=order), jnp.eye(4)
+        actual, same = jax.jit(lambda batch: inputs.prepare(batch, targets, train=False))({"image": pixels})
+        channels = pixels[..., ::-1] if order == "bgr" else pixels
+        expected = (channels / 255 - np.array(RECORD["mean"])) / np.array(RECORD["std"])
+        np.testing.assert_allclose(actual, expected, rtol=1e-6, atol=1e-6)
+        np.testing.assert_array_equal(same, targets)
+        assert actual.dtype == jnp.float32
+        np.testing.assert_array_equal(inputs.normalize(jnp.float32(pixels) / 255), actual)
+
+    @pytest.mark.parametrize("channels", [1, 3])
+    def test_one_number_is_for_all_channels(self, channels):
+        inputs = of_model(RECORD | {"mean": 0.5, "std": 0.5}, channels=channels)
+        assert inputs.preprocessing.mean == (0.5,) * channels and inputs.preprocessing.channels == channels
+        pixels = random_image(5, 5, channels)[None]
+        actual, _ = inputs.prepare({"image": jnp.asarray(pixels)}, jnp.ones((1, 2)), train=False)
+        np.testing.assert_allclose(actual, pixels / 127.5 - 1, atol=1e-6)
+
+    def test_augmentation_comes_before_the_normalization_and_in_training_only(self):
+        augmentation = Augmentation(color="jitter", brightness=0, contrast=0, mixup_alpha=1.0)
+        inputs = dataclasses.replace(of_model(RECORD, channels=3, channel_order="bgr"), augmentation=augmentation)
+        pixels, targets = random_image(4 * 5, 5).reshape(4, 5, 5, 3), jnp.eye(4)
+        seeds = jnp.arange(4, dtype=jnp.uint32)
+        batch = {"image": jnp.asarray(pixels), "seed": seeds}
+        mixed, shares = jax.jit(augmentation)(jnp.float32(pixels) / 255, targets, seeds, jax.random.key(0))
+        expected = (np.asarray(mixed)[..., ::-1] - np.array(RECORD["mean"])) / np.array(RECORD["std"])
+        actual, actual_shares = jax.jit(lambda *args: inputs.prepare(*args, train=True))(batch, targets)
+        np.testing.assert_allclose(actual, expected, atol=1e-5)
+        np.testing.assert_array_equal(actual_shares, shares)
+        plain, same = inputs.prepare(batch, targets, train=False)
+        expected = (pixels[..., ::-1] / 255 - np.array(RECORD["mean"])) / np.array(RECORD["std"])
+        np.testing.assert_allclose(plain, expected, atol=1e-5)
+        np.testing.assert_array_equal(same, targets)
+        assert np.abs(actual - plain).max() > 0.1
+
+    @pytest.mark.parametrize(
+        "augmentation, block", [(None, 1), (Augmentation(), 1), (Augmentation(cutmix_alpha=0.5), 2)]
+    )
+    def test_pairs_that_are_mixed_stay_together(self, augmentation, block):
+        assert dataclasses.replace(of_model(RECORD, channels=3), augmentation=augmentation).block == block
+
+    def test_a_record_builds_the_same_inputs_again(self):
+        changes = {"channel_order": "bgr", "label_offset": 1, "exif_orientation": True, "background": "white"}
+        inputs = of_model(RECORD, channels=3, **changes)
+        record = json.loads(json.dumps(inputs.record()))
+        assert record == RECORD | changes | {"mean": [0.4, 0.45, 0.5], "std": [0.2, 0.25, 0.3], "channels": 3}
+        assert Images.from_record(record) == inputs and inputs.label_offset == 1
+
+    @pytest.mark.parametrize(
+        "name, step, size, fraction", [("xception_digits", 4, 8, 1.0), ("vgg_multilabel", 6, 16, 0.875)]
+    )
+    def test_records_of_version_0_1_have_one_number_for_all_channels(self, name, step, size, fraction):
+        record = golden_preprocessing(name, step)
+        assert (record["mean"], record["std"]) == (0.5, 0.5)
+        expected = Preprocessing(
+            image_size=size,
+            mean=(0.5,),
+            std=(0.5,),
+            channel_order="rgb",
+            label_offset=0,
+            exif_orientation=False,
+            background="black",
+            crop="central",
+            crop_fraction=fraction,
+            resize="bilinear",
+        )
+        assert Images.from_record(record | {"channels": 1}) == Images(preprocessing=expected)
+
+    def test_spec_is_what_the_transforms_give(self):
+        inputs = of_model(RECORD, channels=3)
+        assert inputs.spec(7) == {"image": jax.ShapeDtypeStruct((7, 5, 5, 3), np.uint8)}
+        found = inputs.from_user([random_image(9, 7)] * 7)
+        assert jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), found) == inputs.spec(7)
+
+    def test_images_of_a_user_are_cropped_and_resized_as_in_an_evaluation(self):
+        inputs = of_model(RECORD, channels=3, crop_fraction=0.5)
+        images = [random_image(20, 28), random_image(8, 8, seed=1)]
+        boxes = [(7, 5, 21, 15), (2, 2, 6, 6)]  # left, top, right, bottom
+        expected = [
+            Image.fromarray(image).resize((5, 5), Image.Resampling.BILINEAR, box=box)
+            for image, box in zip(images, boxes, strict=True)
+        ]
+        np.testing.assert_array_equal(inputs.from_user(images)["image"], expected)
+
+    def test_gray_images_of_a_user_may_lack_the_axis_of_channels(self):
+        inputs, image = of_model(RECORD | {"mean": 0.5, "std": 0.5}, channels=1), random_image(9, 9, 1)
+        expected = inputs.from_user([image])["image"]
+        assert expected.shape == (1, 5, 5, 1)
+        np.testing.assert_array_equal(inputs.from_user([image[..., 0]])["image"], expected)
+        np.testing.assert_array_equal(inputs.from_user(image[None])["image"], expected)
+
+    @pytest.mark.parametrize(
+        "raw, message",
+        [
+            ([], "images is empty: pass one image"),
+            (np.zeros((4, 4, 3), np.uint8), r"shape \(4, 4, 3\), as one image has: pass \[image\]"),
+            ([np.zeros((4, 4, 3))], "pixels are float64: pass uint8"),
+            ([np.zeros((4, 4, 1), np.uint8)], r"shape \(4, 4, 1\): this model takes \[height, width, 3\]"),
+            ([np.zeros((4, 4), np.uint8)], r"shape \(4, 4, 1\): this model takes"),
+            ([np.zeros((0, 4, 3), np.uint8)], r"shape \(0, 4, 3\): this model takes"),
+        ],
+    )
+    def test_what_is_no_list_of_images_is_refused(self, raw, message):
+        with pytest.raises(ValueError, match=message):
+            of_model(RECORD, channels=3).from_user(raw)
+
+    @pytest.mark.parametrize("background, value", [("white", 255), ("black", 10)])
+    def test_files_are_decoded_as_the_record_says(self, background, value):
+        """A transparent pixel shows white, or its own color as if it were opaque."""
+        file = io.BytesIO()
+        Image.fromarray(np.full((3, 4, 4), [10, 10, 10, 0], np.uint8)).save(file, "png")
+        decoded = of_model(RECORD, channels=3, background=background).decode(
+            {"image": file.getvalue(), "label": 1}
+        )
+        np.testing.assert_array_equal(decoded["image"], np.full((3, 4, 3), value))
+
+    def test_sections_become_transforms_and_a_record(self):
+        settings = ImageData(
+            image_size=6,
+            train_crop="pad",
+            train_resize="area",
+            pad_pixels=2,
+            min_area=0.2,
+            max_area=0.9,
+            min_aspect=0.5,
+            max_aspect=1.5,
+            randaugment_ops=1,
+            randaugment_magnitude=3.0,
+            eval_preset="slim",
+            channel_order="bgr",
+            label_offset=2,
+            exif_orientation=True,
+            background="white",
+        )
+        sections = {"data": settings, "augment": Augmentation(flip=False)}
+        inputs = Images.from_sections(sections, {"in_channels": 3}, RECORD)
+        assert inputs.augmentation == Augmentation(flip=False)
+        assert inputs.train_transform == TrainTransform(
+            image_size=6,
+            resize="area",
+            crop="pad",
+            pad_pixels=2,
+            area=(0.2, 0.9),
+            aspect=(0.5, 1.5),
+            randaugment_ops=1,
+            randaugment_magnitude=3.0,
+        )
+        assert inputs.record() == RECORD | {
+            "image_size": 6,
+            "channels": 3,
+            "channel_order": "bgr",
+            "label_offset": 2,
+            "exif_orientation": True,
+            "background": "white",
+            "crop": "central",
+            "crop_fraction": 0.875,
+            "resize": "tf1_bilinear",
+        }
+        evaluation = EvaluationTransform(image_size=6, crop="central", crop_fraction=0.875, resize="tf1_bilinear")
+        assert inputs.eval_transform == evaluation
+        assert inputs.decode == Decode(orientation=True, background="white")
+
+    @pytest.mark.parametrize(
+        "changes, augment, channels, message",
+        [
+            ({"min_area": 0.9, "max_area": 0.5}, {}, 3, r"^data\.min_area = 0\.9: .*max_area = 0\.5"),
+            ({"min_aspect": 2.0, "max_aspect": 1.0}, {}, 3, r"^data\.min_aspect = 2\.0: .*max_aspect = 1\.0"),
+            (
+                {},
+                {"color": "jitter"},
+                1,
+                r"^augment\.color = 'jitter': .*\(digits\) have no colors; set it to none",
+            ),
+        ],
+    )
+    def test_sections_that_do_not_fit_together_are_refused(self, changes, augment, channels, message):
+        sections = {"data": ImageData(**changes), "augment": Augmentation(**augment)}
+        with pytest.raises(SettingError, match=message):
+            Images.from_sections(sections, {"in_channels": channels}, RECORD | {"mean": 0.5, "std": 0.5})
