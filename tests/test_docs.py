@@ -31,10 +31,11 @@ from absl import flags
 from absl.testing import flagsaver
 from flax import nnx
 from PIL import Image
+from test_imports import ALLOWED
 
 import train  # noqa: F401 - declares the flags
 from xception_jax import __main__, models, recipe
-from xception_jax.commands import command_line, settings
+from xception_jax.commands import command_line
 from xception_jax.commands.benchmark import rows, table
 from xception_jax.commands.steps import MODES
 
@@ -311,28 +312,24 @@ class TestNumbers:
 
 
 class TestInternals:
-    def test_the_rooms_import_what_the_table_says(self):
-        table_rows = re.findall(
-            r"^\| (`\w+`.*?) \| .*? \| (.*) \|$", (ROOT / "docs/internals.md").read_text(), re.MULTILINE
-        )
-        allowed, above = {}, set()
+    def test_the_table_of_rooms_is_the_one_that_is_tested(self):
+        text = (ROOT / "docs/internals.md").read_text()
+        table_rows = re.findall(r"^\| (`\w+`.*?) \| .*? \| (.*) \|$", text, re.MULTILINE)
+        shown, above = {}, set()
         for rooms, imports in table_rows:
-            rooms = re.findall(r"`(\w+)`", rooms)
-            may = above if imports.startswith("all of the above") else set(re.findall(r"`(\w+)`", imports))
-            allowed |= {room: may | (set(rooms) if "each other" in imports else set()) for room in rooms}
-            above = above | set(rooms)
-        found = {path.stem for path in (ROOT / "xception_jax").iterdir() if path.suffix == ".py" or path.is_dir()}
-        assert found - {"__init__", "__main__", "__pycache__"} == set(allowed)
-        for room, may in allowed.items():
-            files = [ROOT / f"xception_jax/{room}.py", *(ROOT / "xception_jax" / room).rglob("*.py")]
-            used = {found for path in files if path.exists() for found in imported_rooms(path)}
-            assert used - {room} <= may, room
+            own = set(re.findall(r"`(\w+)`", rooms))
+            may = above | own if imports.startswith("all of the above") else set(re.findall(r"`(\w+)`", imports))
+            shown |= dict.fromkeys(own, may)
+            above = above | own
+        assert shown == {room: may for room, may in ALLOWED.items() if not room.startswith("__")}
 
     def test_names_in_the_text_exist(self):
         rooms = {path.stem for path in (ROOT / "xception_jax").iterdir()}
         for page in ("docs/internals.md", "CONTRIBUTING.md"):
             names = re.findall(r"`(\w+(?:\.\w+)+)(?:\([^`]*)?`", (ROOT / page).read_text())
-            names = [found for found in names if found.split(".")[0] in rooms and not found.endswith(".py")]
+            names = [
+                found for found in names if found.split(".")[0] in rooms and not found.endswith((".py", ".jsonl"))
+            ]
             assert names
             for found in names:
                 pkgutil.resolve_name(f"xception_jax.{found}")
@@ -347,14 +344,6 @@ class TestInternals:
         with pytest.raises(SystemExit), contextlib.redirect_stderr(printed):
             __main__.main()
         assert printed.getvalue().strip() == shown[0].strip()
-
-
-def imported_rooms(path):
-    for node in ast.walk(ast.parse(path.read_text())):
-        names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
-        prefix = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
-        parts = [f"{prefix}{found}".split(".") for found in names]
-        yield from (part[1] for part in parts if part[0] == "xception_jax" and len(part) > 1)
 
 
 class TestGlossary:
@@ -377,9 +366,3 @@ class TestGlossary:
                 if isinstance(node, ast.ClassDef):
                     bases = [ast.unparse(base).rpartition(".")[2] for base in node.bases]
                     assert node.name not in bases, f"{name(path)}: {node.name}"
-
-
-def test_settings_in_plain_text():
-    text = settings.text("resnet152")
-    assert "  --config.model.blocks=(3, 8, 36, 3): number of blocks" in text
-    assert len(text.splitlines()) == len(recipe.settings_table("resnet152"))

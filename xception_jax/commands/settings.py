@@ -31,51 +31,38 @@ setting whose default differs between models is listed with the models. `model.n
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the command's flag."""
-    about = "list the settings of this model's recipes alone, as plain text (default: all models, in Markdown)"
-    parser.add_argument("--model", choices=models.MODELS, help=about)
+    """The command has no flags."""
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Prints the list."""
-    print(markdown() if arguments.model is None else text(arguments.model))
+    """Prints the page docs/settings.md."""
+    print(markdown())
 
 
-def rows(model: str) -> list[Row]:
+def markdown() -> str:
+    """The settings that all models share, then those of each class of models."""
+    tables = {name: _rows(name) for name in models.MODELS}
+    first, *others = tables.values()
+    shared = [row for row in first if all(row in table for table in others)]
+    parts = [INTRODUCTION]
+    for section, members in itertools.groupby(shared, lambda row: row.name.rpartition(".")[0]):
+        parts += [f"## {section}"] * bool(section) + [_table(list(members))]
+    for cls in dict.fromkeys(cls for cls, _ in models.MODELS.values()):
+        name, *variants = (name for name, (other, _) in models.MODELS.items() if other is cls)
+        parts += [f"## {', '.join([name, *variants])}", _table([row for row in tables[name] if row not in shared])]
+        for variant in variants:
+            changed = [f"`{row.name} = {row.default}`" for row in tables[variant] if row not in tables[name]]
+            parts += [f"`{variant}` has {', '.join(changed)}."]
+    return "\n\n".join(parts)
+
+
+def _rows(model: str) -> list[Row]:
     """The settings of a model's recipes, with the defaults that `configs.common.default(model)` has."""
     config = recipe.default_config(model)
     return [
         row._replace(default=repr(functools.reduce(operator.getitem, row.name.split("."), config)))
         for row in recipe.settings_table(model)
     ]
-
-
-def text(model: str) -> str:
-    """A line for each setting, as it is written on the command line."""
-    return "\n".join(f"  --config.{row.name}={row.default}: {row.meaning} ({row.values})" for row in rows(model))
-
-
-def markdown() -> str:
-    """The page docs/settings.md: the settings that all models share, then those of each class of models."""
-    families = [[name for name in models.MODELS if models.MODELS[name][0] is cls] for cls in _classes()]
-    tables = {name: rows(name) for name in models.MODELS}
-    first, *others = tables.values()
-    shared = [row for row in first if all(row in table for table in others)]
-    parts = [INTRODUCTION]
-    for section, members in itertools.groupby(shared, lambda row: row.name.rpartition(".")[0]):
-        parts += [f"## {section}"] * bool(section) + [_table(list(members))]
-    for name, *variants in families:
-        parts += [f"## {', '.join([name, *variants])}"]
-        parts += [_table([row for row in tables[name] if row not in shared])]
-        for variant in variants:
-            changed = [row for row in tables[variant] if row not in tables[name]]
-            parts += [f"`{variant}` has " + ", ".join(f"`{row.name} = {row.default}`" for row in changed) + "."]
-    return "\n\n".join(parts)
-
-
-def _classes() -> list[type]:
-    """The classes of the models, each once."""
-    return list(dict.fromkeys(cls for cls, _ in models.MODELS.values()))
 
 
 def _table(members: Sequence[Row]) -> str:
