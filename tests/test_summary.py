@@ -37,7 +37,7 @@ def number(text):
 class TestXception:
     def test_totals(self, printed):
         assert "parameters: 22,855,952 trained" in printed and "22,910,480, as Keras" in printed
-        assert "multiply-accumulates: 8,357,403,496" in printed
+        assert "multiply-adds: 8,357,403,496" in printed
         assert "activations: 35,825,968" in printed  # timm's benchmark tables say 35.83 M
 
     def test_layers_add_up(self, printed):
@@ -80,7 +80,7 @@ def test_a_scanned_middle_flow_counts_every_module():
 def test_an_unknown_model_is_one_line(capsys):
     with pytest.raises(SystemExit):
         summary("--model", "exception")
-    assert re.fullmatch(r"error: --model='exception': choose one of .*\n", capsys.readouterr().err)
+    assert re.fullmatch(r"error: --model=exception: choose one of .*\n", capsys.readouterr().err)
 
 
 def test_ctrl_c_is_one_line(monkeypatch):
