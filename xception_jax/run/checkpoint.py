@@ -96,7 +96,7 @@ class Checkpoints:
     def _open(self) -> None:
         """Prepares the first host for writing, and removes what a kill left unfinished."""
         if jax.process_index() == 0:
-            self.directory.mkdir(exist_ok=True)
+            self.directory.mkdir(parents=True, exist_ok=True)
             for path in self.directory.iterdir():
                 if any(part in path.name for part in _UNFINISHED):
                     shutil.rmtree(path)
