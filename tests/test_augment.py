@@ -4,9 +4,9 @@ What was drawn for an image is read off what became of a plain image with the sa
 """
 
 import colorsys
-import dataclasses
 import functools
 import itertools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from sklearn.datasets import load_sample_image
 
 from xception_jax.data.images import augment
 from xception_jax.data.images.augment import Augmentation
+from xception_jax.errors import SettingError
 
 adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue = map(
     jax.jit, (augment.adjust_brightness, augment.adjust_contrast, augment.adjust_saturation, augment.adjust_hue)
@@ -55,7 +56,8 @@ def augmented(count, image, **settings):
     """What `count` seeds make of one image [H, W, 3]."""
     images = jnp.array(np.broadcast_to(image, (count, *image.shape)), jnp.float32)
     seeds = jnp.arange(count, dtype=jnp.uint32)
-    return np.array(jitted(Augmentation(**settings))(images, jnp.ones((count, 1)), seeds, jax.random.key(3))[0])
+    augmentation = Augmentation(**{"flip": False} | settings)
+    return np.array(jitted(augmentation)(images, jnp.ones((count, 1)), seeds, jax.random.key(3))[0])
 
 
 def plain(*color):
@@ -190,11 +192,13 @@ class TestInceptionColors:
 
 
 class TestColorJitter:
-    SETTINGS = Augmentation(color="jitter", brightness=0.8, contrast=0.4, saturation=0.5, hue=0.2)
+    SETTINGS = types.MappingProxyType(
+        {"color": "jitter", "brightness": 0.8, "contrast": 0.4, "saturation": 0.5, "hue": 0.2}
+    )
     COLOR = (0.3, 0.25, 0.2)
 
     def augmented(self, image):
-        return augmented(1000, image, **dataclasses.asdict(self.SETTINGS))
+        return augmented(1000, image, **self.SETTINGS)
 
     def draws(self):
         """(brightness, contrast, saturation, shift): [1000] each."""
@@ -254,9 +258,9 @@ class TestFlip:
         actual, _ = jitted(Augmentation(flip=True, mixup_alpha=1.0))(images, targets, seeds, key)
         assert actual.shape == images.shape and (actual != images).any()
 
-    def test_by_default_nothing_changes(self):
+    def test_without_the_flip_nothing_changes_by_default(self):
         batch = random_batch(3)
-        for actual, expected in zip(jitted(Augmentation())(*batch), batch[:2], strict=True):
+        for actual, expected in zip(jitted(Augmentation(flip=False))(*batch), batch[:2], strict=True):
             np.testing.assert_array_equal(actual, expected)
 
 
@@ -316,7 +320,7 @@ def pairs(x):
 def mixed(count, **settings):
     """(own, other, result, own share) of `count` pairs of noise, from the side of the first image."""
     batch = random_batch(2 * count, classes=2)
-    images, targets = jitted(Augmentation(**settings))(*batch)
+    images, targets = jitted(Augmentation(flip=False, **settings))(*batch)
     np.testing.assert_allclose(targets.sum(-1), 1, atol=1e-6)
     (a, b), (first, second), (share, other_share) = pairs(batch[0]), pairs(images), pairs(targets)
     np.testing.assert_allclose(share[:, 0], other_share[:, 1], atol=1e-6)
@@ -390,21 +394,21 @@ class TestMixing:
 
 class TestErrors:
     @pytest.mark.parametrize(
-        "name, value",
+        "name, value, remedy",
         [
-            ("flip", 0.5),
-            ("color", "sepia"),
-            ("brightness", -0.1),
-            ("contrast", float("nan")),
-            ("saturation", float("inf")),
-            ("hue", 0.6),
-            ("hue", -0.1),
-            ("mixup_alpha", -1),
-            ("cutmix_alpha", -1),
+            ("flip", 0.5, "boolean"),
+            ("color", "sepia", "'inception_fast' or 'jitter'"),
+            ("brightness", -0.1, "greater than or equal to 0"),
+            ("contrast", float("nan"), "finite"),
+            ("saturation", float("inf"), "finite"),
+            ("hue", 0.6, "less than or equal to 0.5"),
+            ("hue", -0.1, "greater than or equal to 0"),
+            ("mixup_alpha", -1, "greater than or equal to 0"),
+            ("cutmix_alpha", -1, "greater than or equal to 0"),
         ],
     )
-    def test_a_value_out_of_range_is_named(self, name, value):
-        with pytest.raises(ValueError, match=rf"^{name} = {value!r}: must be"):
+    def test_a_value_out_of_range_is_named(self, name, value, remedy):
+        with pytest.raises(SettingError, match=rf"^{name} = {value!r}: input should be .*{remedy}"):
             Augmentation(**{name: value})
 
     def test_colors_need_three_channels(self):
