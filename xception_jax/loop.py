@@ -157,10 +157,10 @@ def train(config: ConfigDict, directory: str | os.PathLike) -> Result:
 
 
 def _disk_error(error: OSError, checkpoints: Checkpoints) -> TrainingError:
-    """The failure of a disk, for example a full one, with what was saved and what to do."""
+    """The failure of a disk, for example a full one, with what is kept and what to do."""
     return TrainingError(
-        f"{error}; checkpoints kept: {checkpoints.steps()}; free or repair the disk and run the same command to go"
-        " on"
+        f"{error}; {checkpoints.directory} keeps what was saved; free or repair the disk and run the same command"
+        " to go on"
     )
 
 
