@@ -294,7 +294,12 @@ MISTAKES = {
         "--coordinator=no.host.invalid:1",
         "name a host",
     ),
-    "not enough pixels": (["--config.data.image_size=1"], "config.data.image_size = 1", "at least"),
+    "not enough pixels": (
+        ["--config.data.image_size=1", "--config.data.train_crop=none"],
+        "config.data.image_size = 1",
+        "at least 9",
+    ),
+    "nothing but padding": (["--config.data.image_size=1"], "config.data.pad_pixels = 2", "below image_size"),
     "workdir of others": (["--workdir=/usr"], "--workdir=/usr", "name a new or empty directory"),
 }
 

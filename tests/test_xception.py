@@ -280,12 +280,19 @@ class TestWaysToComputeTheSame:
 
 
 class TestErrors:
-    @pytest.mark.parametrize("pixels", [1, 2, 4, 6])
+    @pytest.mark.parametrize(("entry_widths", "least"), [((8,), 3), ((8, 8), 5), ((8, 8, 8), 9)])
+    def test_no_module_halves_a_single_pixel(self, entry_widths, least):
+        """With a padded stem of stride 1; each module of the entry flow, and one of the exit flow, halves."""
+        assert shapes((2, least, least, 3), entry_widths=entry_widths).shape == (2, 5)
+        with pytest.raises(ImageSizeError, match=f"at least {least} pixels each way; enlarge the images"):
+            shapes((2, least - 1, least, 3), entry_widths=entry_widths)
+
+    @pytest.mark.parametrize("pixels", [1, 2, 7, 10])
     @pytest.mark.parametrize("train", [False, True])
     def test_images_too_small_for_an_unpadded_stem(self, pixels, train):
         unpadded = {"stem_strides": (2, 1), "stem_padding": "VALID", "dropout": 0.0}
-        assert shapes((2, 7, 7, 3), **unpadded).shape == (2, 5)
-        remedy = "the model needs at least 7 pixels each way; enlarge the images, or set stem_padding = 'SAME'"
+        assert shapes((2, 11, 11, 3), **unpadded).shape == (2, 5)  # 11 pixels become 5, 3, 2 and 1
+        remedy = "the model needs at least 11 pixels each way; enlarge the images, or set stem_padding = 'SAME'"
         with pytest.raises(ImageSizeError) as error:
             shapes((2, pixels, pixels, 3), train=train, **unpadded)
-        assert str(error.value) == f"images of {pixels} x {pixels} pixels: {remedy}" and error.value.smallest == 7
+        assert str(error.value) == f"images of {pixels} x {pixels} pixels: {remedy}" and error.value.smallest == 11

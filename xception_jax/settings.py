@@ -85,6 +85,8 @@ def _to_setting_error(error: pydantic.ValidationError, section: type[Section]) -
     if fault["type"] == "extra_forbidden":
         near = difflib.get_close_matches(names[-1], section.model_fields, n=1)
         remedy = "is not a setting; " + (f"did you mean {near[0]!r}?" if near else "remove it")
+    elif fault["type"] == "missing" and isinstance(fault["loc"][-1], int):
+        names, remedy = names[:-1], "has too few values"
     else:
         remedy = fault["msg"][0].lower() + fault["msg"][1:]
     return SettingError(".".join(names), fault["input"], remedy)

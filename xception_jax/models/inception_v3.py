@@ -291,7 +291,8 @@ class InceptionV3(network.Network):
           ImageSizeError: if the images are too small for the layers without padding.
           ValueError: for images of another rank or number of channels.
         """
-        self._check_images(x, smallest=self._smallest_input(), alternative="padding = 'SAME'")
+        alternative = "padding = 'SAME'" if self.config.padding == "VALID" else ""
+        self._check_images(x, smallest=self._smallest_input(), alternative=alternative)
         with jax.named_scope("stem"):
             x = self._stem(x, train)  # 299: [N, 35, 35, 192]
         for i, mixed in enumerate(self.mixed):
@@ -315,9 +316,9 @@ class InceptionV3(network.Network):
         return x
 
     def _smallest_input(self) -> int:
-        """The least height and width from which the layers without padding leave one pixel."""
+        """The least height and width that the layers without padding, or those that halve, can take."""
         if self.config.padding == "SAME":
-            return 1
+            return network.smallest_input(halvings=sum(s > 1 for s in self.config.stem_strides) + 2)
         first, *pools = self.config.stem_strides
         middle, last = ((3, strides) if strides > 1 else (1, 1) for strides in pools)
         return network.smallest_input((3, first), (3, 1), middle, (3, 1), last, (3, 2), (3, 2))

@@ -79,16 +79,20 @@ def preprocessing(*, image_size: int, crop: str) -> dict[str, Any]:
     }
 
 
-def smallest_input(*layers: tuple[int, int]) -> int:
-    """The least height and width of an input from which unpadded layers leave one pixel.
+def smallest_input(*layers: tuple[int, int], halvings: int = 0) -> int:
+    """The least height and width of an input from which unpadded layers leave enough pixels to halve.
 
     Args:
-      *layers: (window, strides) of each layer, from the input to the output.
+      *layers: (window, strides) of each unpadded layer, from the input to the output.
+      halvings: number of padded layers of stride 2 after them. Each must read two pixels or more: a network that
+        "halves" a single pixel has nothing to learn from, and its training can diverge.
 
     >>> smallest_input((3, 2), (3, 1))
     7
+    >>> smallest_input(halvings=4)  # 9 pixels become 5, 3, 2 and 1
+    9
     """
-    size = 1
+    size = 1 if halvings == 0 else 2 ** (halvings - 1) + 1
     for window, strides in reversed(layers):
         size = (size - 1) * strides + window
     return size

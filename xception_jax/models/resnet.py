@@ -109,10 +109,12 @@ class ResNet(network.Network):
         """Normalized images float[N, H, W, in_channels] -> float[N, h, w, 4 widths[-1]] before pooling.
 
         Raises:
+          ImageSizeError: if the images are too small to be halved so often.
           ValueError: for images of another rank or number of channels.
         """
         config = self.config
-        self._check_images(x)
+        halvings = sum(strides > 1 for strides in config.stem_strides) + len(config.blocks) - 1
+        self._check_images(x, smallest=network.smallest_input(halvings=halvings))
         with jax.named_scope("stem"):
             x = jax.nn.relu(self.stem(x, train=train))  # 224: [N, 112, 112, 64]
             if config.stem_strides[1] > 1:

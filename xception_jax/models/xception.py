@@ -165,12 +165,13 @@ class Xception(network.Network):
         """Normalized images float[N, H, W, in_channels] -> float[N, h, w, exit_widths[-1]] before pooling.
 
         Raises:
-          ImageSizeError: if the images are too small for an unpadded stem.
+          ImageSizeError: if the images are too small for the stem and the modules that halve them.
           ValueError: for images of another rank or number of channels.
         """
         unpadded = self.config.stem_padding == "VALID"
         windows = [(3 if unpadded else 1, strides) for strides in self.config.stem_strides]
-        self._check_images(x, smallest=network.smallest_input(*windows), alternative="stem_padding = 'SAME'")
+        smallest = network.smallest_input(*windows, halvings=len(self.entry) + 1)
+        self._check_images(x, smallest=smallest, alternative="stem_padding = 'SAME'" if unpadded else "")
         for i, conv in enumerate(self.stem):
             with jax.named_scope(f"stem_{i}"):
                 x = jax.nn.relu(conv(x, train=train))  # 299: [N, 149, 149, 32], [N, 147, 147, 64]

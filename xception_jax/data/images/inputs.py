@@ -120,6 +120,9 @@ class Images:
             least, most = getattr(data, f"min_{name}"), getattr(data, f"max_{name}")
             if least > most:
                 raise SettingError(f"data.min_{name}", least, f"must not be above max_{name} = {most}")
+        if data.train_crop == "pad" and data.pad_pixels >= data.image_size:
+            remedy = f"must be below image_size = {data.image_size}, or a crop can show nothing but padding"
+            raise SettingError("data.pad_pixels", data.pad_pixels, remedy)
         if augmentation.color != "none" and channels != 3:
             raise SettingError(
                 "augment.color", augmentation.color, f"the images ({data.name}) have no colors; set it to none"
