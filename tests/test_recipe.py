@@ -296,7 +296,7 @@ def test_a_recipe_survives_json(name, tmp_path):
         ({"model.num_classes": "ten"}, ["config.model.num_classes", "'ten'", "integer"]),
         ({"model.intermediate_activation": "gelu"}, ["config.model.intermediate_activation", "'gelu'", "'elu'"]),
         ({"model.exit_widths": (8, 8, 0)}, ["config.model.exit_widths.2 = 0", "greater than 0"]),
-        ({"model.stem_widths": (8,)}, ["config.model.stem_widths", "(8,)", "required"]),
+        ({"model.stem_widths": (8,)}, ["config.model.stem_widths = (8,)", "too few values"]),
         ({"model.name": "vgg16", "model.bn_momentum": 0.5}, ["config.model.bn_momentum = 0.5", "remove it"]),
         ({"optimizer.momentum": 1.0}, ["config.optimizer.momentum = 1.0", "less than 1"]),
         ({"averaging.decay": 1.0}, ["config.averaging.decay = 1.0", "less than 1"]),
@@ -591,6 +591,12 @@ def test_what_does_not_fit_the_data_is_one_line_before_anything_is_computed(chan
         task.build(parse(values(**SMALL | changes)))
     message = str(error.value)
     assert "\n" not in message and [word for word in words if word not in message] == [], message
+
+
+def test_outputs_that_stand_for_no_class_come_on_top_of_the_datas_classes():
+    built = task.build(parse(values(**SMALL | {"data.label_offset": 1})))
+    assert built.recipe.model["num_classes"] == built.objective.num_classes == 11
+    assert built.objective.label_offset == built.inputs.label_offset == 1
 
 
 @pytest.mark.parametrize(
