@@ -1,4 +1,4 @@
-"""Preparing images: the plain loop does what training does, the stages add up, the file has what is printed."""
+"""Preparing images: the batches are those of training, the stages add up, the file has what is printed."""
 
 import argparse
 import io
@@ -58,26 +58,32 @@ def test_photographs_are_like_imagenets_and_the_same_each_time(photographs, tmp_
     assert 80_000 < lengths.mean() < 110_000 and lengths.min() > 50_000
 
 
-class TestWork:
-    def test_the_plain_loop_prepares_what_training_does(self, work):
-        """Pixel for pixel, from the same random numbers."""
-        actual = command.prepare(work, range(4), np.random.default_rng(3), command.Clock())
-        rng = np.random.default_rng(3)
-        reader = data.Reader(work.sample.source, command.DECODE)
-        expected = [work.transform(reader[index], rng)["image"] for index in range(4)]
-        assert actual.shape == (4, 128, 128, 3)
-        np.testing.assert_array_equal(actual, expected)
-
-    def test_the_stages_add_up_to_the_whole(self, work):
-        times = command.plain_loop(work, 1)
-        assert list(times) == list(command.STAGES)
-        parts = {stage: seconds for stage, seconds in times.items() if stage not in ("prepare", "transfer")}
-        assert times["prepare"] == pytest.approx(sum(parts.values())) and times["decode"] > times["prepare"] / 2
-
-    def test_the_pipeline_leaves_no_thread(self, work):
+class TestPipeline:
+    def test_the_stages_add_up_to_the_whole_and_leave_no_thread(self, work):
         before = threading.active_count()
-        assert command.pipeline(work, 0)["prepare"] > 0
+        times = command.pipeline(work, 1)
         assert threading.active_count() == before
+        assert list(times) == list(command.STAGES) and min(times.values()) > 0
+        assert times.pop("prepare") == pytest.approx(sum(times.values())) and times["decode"] == max(
+            times.values()
+        )
+
+    def test_rounds_prepare_the_batches_of_training_in_their_order(self, work, monkeypatch):
+        """Two batches a round; the one before each round starts the thread."""
+        prepared, train_batches = [], data.train_batches
+
+        def recorded(*arguments, **settings):
+            for step in train_batches(*arguments, **settings):
+                prepared.append(step["image"])
+                yield step
+
+        monkeypatch.setattr(data, "train_batches", recorded)
+        command.pipeline(work, 1)
+        reader = data.Reader(work.sample.source, command.DECODE)
+        plain = train_batches(reader, work.transform, batch_size=4, seed=images.SEED, num_threads=1)
+        expected = [next(plain)["image"] for _ in range(6)][3:]
+        plain.close()
+        np.testing.assert_array_equal(prepared, expected)
 
 
 class TestCommand:
@@ -87,27 +93,23 @@ class TestCommand:
         printed = capsys.readouterr().out
         if cores:
             assert os.sched_getaffinity(0) == cores
-        *stages, piped = measured
-        assert [(row["what"], row["by"]) for row in stages] == [(stage, "plain loop") for stage in command.STAGES]
-        assert (piped["what"], piped["by"]) == ("prepare", "pipeline")
+        assert [(row["what"], row["by"]) for row in measured] == [(stage, "pipeline") for stage in command.STAGES]
         for row in measured:
             low, median, high = (float(row[key]) for key in ("seconds_low", "seconds", "seconds_high"))
             assert 0 <= low <= median <= high
             assert row["inputs"].startswith("photographs made for this, ") and row["images"] == "1"
             assert row["command"].startswith("python -m xception_jax benchmark data --images=8")
-            assert "opencv" in row["versions"] and "grain" in row["versions"] and row["reference"] == "plain loop"
-        assert float(stages[0]["ratio"]) == 1 and float(piped["ratio"]) > 0
-        assert f"Grain takes {1 - 1 / float(piped['ratio']):.1%} of it" in printed
-        assert f"500 images/s take {500 * float(piped['seconds']):.1f} cores" in printed
+            assert "opencv" in row["versions"] and "grain" in row["versions"]
+        whole, decode = measured[0], measured[2]
+        assert f"500 images/s take {500 * float(whole['seconds']):.1f} cores" in printed
         line = next(line for line in printed.splitlines() if line.startswith("decode"))
-        decode = next(row for row in stages if row["what"] == "decode")
         assert line.split()[1:3] == [f"{1000 * float(decode['seconds']):.3f}", f"{float(decode['ratio']):.1%}"]
 
-    def test_ratios_are_of_the_same_round(self, work):
-        plain, piped = ([{"prepare": seconds} for seconds in side] for side in ([2.0, 1.0, 4.0], [4.0, 4.0, 4.0]))
-        row = command.make_rows(work, plain, piped)[1]
-        # 4/2, 4/1 and 4/4; the ratio of the medians would be 4/2 too, but not its quartiles.
-        assert [row[key] for key in rows.RATIO] == [2.0, 1.5, 3.0] and row["seconds"] == 4.0
+    def test_shares_are_of_the_same_round(self, work):
+        whole, decode = [4.0, 4.0, 4.0], [2.0, 1.0, 4.0]
+        rounds = [dict.fromkeys(command.STAGES, d) | {"prepare": w} for w, d in zip(whole, decode, strict=True)]
+        row = command.make_rows(work, rounds)[2]
+        assert [row[key] for key in rows.RATIO] == [0.5, 0.375, 0.75] and row["reference"] == "prepare"
 
     def test_own_images_are_spread_over_the_dataset(self, benchmark, photographs, tmp_path):
         for number in range(12):

@@ -1,4 +1,4 @@
-"""Times how training images are prepared on one core, stage by stage, and by the pipeline of the training."""
+"""Times how the pipeline of training prepares images on one core, as a whole and stage by stage."""
 
 import argparse
 import contextlib
@@ -9,33 +9,29 @@ import pathlib
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import cv2
-import jax
-import numpy as np
 
 from xception_jax import data
 from xception_jax.commands import device
 from xception_jax.commands.benchmark import images, rows
 from xception_jax.commands.steps import positive
-from xception_jax.data.images.resizing import METHODS, resize
-from xception_jax.data.images.transforms import Decode, TrainTransform, random_box
+from xception_jax.data.images.resizing import METHODS
+from xception_jax.data.images.transforms import Decode, TrainTransform
 from xception_jax.errors import UserError
 from xception_jax.run import memory
 
-PREPARE, TRANSFER = "prepare", "transfer"
+PREPARE, BATCH, PIPELINE = "prepare", "batch", "pipeline"
 STAGES = {
-    PREPARE: "file -> batch, all of the following but the transfer",
+    PREPARE: "file -> batch, all of the following",
     "read": "file -> bytes",
     "decode": "bytes -> pixels",
-    "crop": "draws a random box",
-    "resize": "box -> the model's size",
-    "stack": "images -> batch",
-    TRANSFER: "batch -> device",
+    "transform": "crop and resize to the model's size",
+    BATCH: "the rest: order, threads, images -> batch",
 }
 DECODE = Decode(orientation=False, background="white")  # the defaults of training
-PLAIN, PIPELINE = "plain loop", "pipeline"
 Times = dict[str, float]  # stage -> CPU seconds of an image, all threads together
 
 
@@ -56,7 +52,7 @@ def add_work_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Measures, prints and records each stage of the plain loop, and the pipeline.
+    """Measures, prints and records the pipeline and each of its stages.
 
     Raises:
       UserError: for a mistake in the flags, or an image that cannot be read.
@@ -66,10 +62,10 @@ def run(arguments: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         work = Work.from_arguments(arguments, pathlib.Path(folder))
         print(f"{work}; one thread on one core of {device.describe()}")
-        print(f"{arguments.rounds} rounds of {work.images} images, each side in turn", flush=True)
+        print(f"{arguments.rounds} rounds of {work.images} images", flush=True)
         with one_core():
-            rounds = [(plain_loop(work, number), pipeline(work, number)) for number in range(1 + arguments.rounds)]
-    measured = make_rows(work, *zip(*rounds[1:], strict=True))  # the first round warms up
+            rounds = [pipeline(work, number) for number in range(1 + arguments.rounds)]
+    measured = make_rows(work, rounds[1:])  # the first round warms up
     rows.append(arguments.csv, measured)
     print(describe(measured, feed=arguments.feed))
     print(f"added to {arguments.csv}")
@@ -127,82 +123,75 @@ class Work:
         return self.batches * self.batch
 
 
-def plain_loop(work: Work, number: int) -> Times:
-    """Times the functions of this package in round `number`, called one after the other."""
-    rng = np.random.default_rng((images.SEED, number))
-    order = rng.permutation(work.sample.count)[: work.images].reshape(work.batches, work.batch)
-    clock = Clock()
-    for indices in order.tolist():
-        batch = prepare(work, indices, rng, clock)
-    times = {stage: seconds / work.images for stage, seconds in clock.seconds.items()}
-    start = time.process_time()
-    jax.block_until_ready(jax.device_put(batch))
-    return {PREPARE: sum(times.values()), **times, TRANSFER: (time.process_time() - start) / work.batch}
+class Timed:
+    """A function, or a source of examples, with the CPU seconds that its thread spent in it."""
+
+    def __init__(self, function: Callable):
+        self.seconds, self._function = 0.0, function
+
+    def __call__(self, *arguments: Any) -> Any:
+        start = time.thread_time()
+        result = self._function(*arguments)
+        self.seconds += time.thread_time() - start
+        return result
 
 
-class Clock:
-    """Adds up CPU seconds by stage."""
+@dataclasses.dataclass(frozen=True)
+class TimedSource:
+    """A source whose reading is timed."""
 
-    def __init__(self):
-        self.seconds: dict[str, float] = {}
-        self._last = time.process_time()
+    source: data.Source
+    read: Timed
 
-    def lap(self, stage: str) -> None:
-        """Adds the time since the last lap to a stage."""
-        now = time.process_time()
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self._last
-        self._last = now
+    def __len__(self) -> int:
+        return len(self.source)
 
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.read(index)
 
-def prepare(work: Work, indices: Sequence[int], rng: np.random.Generator, clock: Clock) -> np.ndarray:
-    """A batch uint8[N, H, W, C], as decoding, `work.transform` and stacking make it."""
-    transform, prepared = work.transform, []
-    size = (transform.image_size, transform.image_size)
-    for index in indices:
-        encoded = work.sample.source[index]["image"]
-        clock.lap("read")
-        image = DECODE({"image": encoded})["image"]  # [H, W, C]
-        clock.lap("decode")
-        box = random_box(*image.shape[:2], rng, area=transform.area, aspect=transform.aspect)
-        clock.lap("crop")
-        prepared.append(resize(image, size, method=transform.resize, box=box))  # [size, size, C]
-        clock.lap("resize")
-    batch = np.stack(prepared)  # [N, size, size, C]
-    clock.lap("stack")
-    return batch
+    def name(self, index: int) -> str:
+        """The name in the source."""
+        return self.source.name(index)
 
 
 def pipeline(work: Work, number: int) -> Times:
-    """Times `data.train_batches` in round `number` with one thread, as training calls it.
+    """Times `data.train_batches` in round `number` with one thread, as training calls it, and the stages within.
 
     It reads ahead only while a batch is waited for, so no image is prepared outside of the measurement.
     """
-    start = number * (1 + work.batches)
-    reader = data.Reader(work.sample.source, DECODE, substitute=True)
-    settings = {"batch_size": work.batch, "seed": images.SEED, "start_step": start, "num_threads": 1}
-    batches = data.train_batches(reader, work.transform, **settings)
+    source = work.sample.source
+    stages = {"read": Timed(source.__getitem__), "decode": Timed(DECODE), "transform": Timed(work.transform)}
+    reader = data.Reader(TimedSource(source, stages["read"]), stages["decode"], substitute=True)
+    settings = {"batch_size": work.batch, "seed": images.SEED, "start_step": number * (1 + work.batches)}
+    batches = data.train_batches(reader, stages["transform"], num_threads=1, **settings)
     others = set(threading.enumerate())
     next(batches)  # starts the thread
-    before = time.process_time()
+    start, before = time.process_time(), {stage: timed.seconds for stage, timed in stages.items()}
     for _ in range(work.batches):
         next(batches)
-    seconds = time.process_time() - before
+    whole = time.process_time() - start
+    times = {stage: timed.seconds - before[stage] for stage, timed in stages.items()}
     batches.close()
     for thread in set(threading.enumerate()) - others:
         thread.join(timeout=10)  # it ends after the batch that it has begun
-    return {PREPARE: seconds / work.images}
+    times = {PREPARE: whole, **times, BATCH: whole - sum(times.values())}
+    return {stage: seconds / work.images for stage, seconds in times.items()}
 
 
-def make_rows(work: Work, plain: Sequence[Times], piped: Sequence[Times]) -> list[rows.Row]:
-    """A row for each stage of the plain loop, as a share of the whole loop, and one for the pipeline."""
-    whole = [times[PREPARE] for times in plain]
-    sides = [(PLAIN, stage, [times[stage] for times in plain]) for stage in plain[0]]
-    sides.append((PIPELINE, PREPARE, [times[PREPARE] for times in piped]))
+def make_rows(work: Work, rounds: Sequence[Times]) -> list[rows.Row]:
+    """A row for each stage, with its share of the whole."""
+    whole = (PREPARE, [times[PREPARE] for times in rounds])
     return [
         rows.make(
-            stage, side, work.inputs, images=1, seconds=seconds, reference=(PLAIN, whole), libraries=versions()
+            stage,
+            PIPELINE,
+            work.inputs,
+            images=1,
+            seconds=[times[stage] for times in rounds],
+            reference=None if stage == PREPARE else whole,
+            libraries=versions(),
         )
-        for side, stage, seconds in sides
+        for stage in STAGES
     ]
 
 
@@ -213,18 +202,15 @@ def versions() -> dict[str, str]:
     }
 
 
-def describe(measured: Sequence[Mapping], *, feed: int) -> str:
+def describe(measured: Sequence[rows.Row], *, feed: int) -> str:
     """The rows for people."""
-    *stages, piped = measured
-    lines = [f"{'plain loop':<10}{'CPU ms':>9}{'share':>8}"]
-    for row in stages:
-        share = f"{row['ratio']:.1%}" if row["what"] != TRANSFER else "-"
-        lines.append(f"{row['what']:<10}{1000 * row['seconds']:>9.3f}{share:>8}  {STAGES[row['what']]}")
-    seconds = piped["seconds"]
-    grain, low, high = (1 - 1 / piped[key] for key in rows.RATIO)
+    lines = [f"{'stage':<10}{'CPU ms':>9}{'share':>8}"]
+    for row in measured:
+        milliseconds, share = 1000 * row["seconds"], row.get("ratio", 1.0)
+        lines.append(f"{row['what']:<10}{milliseconds:>9.3f}{share:>8.1%}  {STAGES[row['what']]}")
+    whole = measured[0]
     return "\n".join([
         *lines,
-        f"pipeline: {rows.milliseconds(piped)} of CPU time an image, {1 / seconds:,.0f} images/s;"
-        f" Grain takes {grain:.1%} of it (quartiles {low:.1%} to {high:.1%})",
-        f"{feed:,} images/s take {feed * seconds:.1f} cores like this one",
+        f"{rows.milliseconds(whole)} of CPU time an image, {1 / whole['seconds']:,.0f} images/s",
+        f"{feed:,} images/s take {feed * whole['seconds']:.1f} cores like this one",
     ])  # fmt: skip

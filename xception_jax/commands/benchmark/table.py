@@ -4,7 +4,6 @@ import argparse
 from collections.abc import Mapping, Sequence
 
 from xception_jax.commands.benchmark import rows
-from xception_jax.commands.benchmark.data import STAGES
 from xception_jax.commands.benchmark.op import PASSES
 from xception_jax.commands.steps import MODES
 
@@ -20,7 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Prints a table for each benchmark that has rows in the file."""
     found = latest(rows.read(arguments.csv))
-    for names in (MODES, PASSES, STAGES):
+    images = {row["what"] for row in found}.difference(MODES, PASSES)
+    for names in (MODES, PASSES, images):
         if chosen := [row for row in found if row["what"] in names]:
             print(markdown(chosen) + "\n")
 
