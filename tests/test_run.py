@@ -16,6 +16,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from test_train import TINY, environment, launch  # noqa: F401 (fixtures)
 
 from xception_jax.errors import TrainingError, UserError
 from xception_jax.run import atomic, workdir
@@ -473,3 +474,26 @@ class TestStopRequest:
                 stop.run(fail)
             stop.request()
             assert stop.run(lambda: time.sleep(60)) is None
+
+
+def test_an_interrupted_last_evaluation_is_recorded_when_the_run_continues(launch, tmp_path):  # noqa: F811
+    """Then the checkpoint counts for the best one, and the run is complete."""
+    command = (
+        *TINY,
+        "--workdir",
+        tmp_path / "run",
+        "--config.eval_batch_size=1",
+        "--config.checkpoints_to_keep=3",
+    )
+    code, output = launch(*command, at=("step 60/60", signal.SIGINT))
+    assert code == 0 and "interrupted at step 60, which is saved" in output, output
+    reader = Checkpoints(tmp_path / "run" / "checkpoints", read_only=True)
+    assert reader.best_step() in (20, 40)
+    code, output = launch(*command)
+    assert code == 0 and "step 60: evaluated 360" in output, output
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    scores = {row["step"]: row["top1"] for row in rows if row["kind"] == "averaged"}
+    assert set(scores) == {20, 40, 60}
+    assert reader.best_step() == max(scores, key=lambda step: (scores[step], step))
+    code, output = launch(*command)
+    assert code == 0 and "nothing to do: the run is complete" in output, output
