@@ -1,4 +1,4 @@
-"""Freed memory stays with the process: counted in page faults, in processes of their own."""
+"""Freed memory stays with the process, as page faults show; each count is taken in a process of its own."""
 
 import platform
 import subprocess
@@ -27,7 +27,7 @@ def page_faults(mode):
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
 def test_freed_memory_is_used_again_without_page_faults():
-    """Five arrays of 400 MB: without it each is mapped anew, in pages of 2 MB at least."""
+    """Five arrays of 400 MB: by default each is mapped again, in pages of at most 2 MB."""
     assert page_faults("default") >= 5 * 400 // 4
     assert page_faults("keep") < 100
 

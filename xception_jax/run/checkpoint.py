@@ -1,4 +1,4 @@
-"""Checkpoints of a run, written with orbax: asynchronous, atomic; the latest few and the best are kept."""
+"""Checkpoints of a run, which orbax writes in the background and atomically; the latest and the best are kept."""
 
 import contextlib
 import errno
