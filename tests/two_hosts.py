@@ -20,7 +20,6 @@ from xception_jax.errors import UserError
 from xception_jax.run import hosts
 from xception_jax.run.checkpoint import Checkpoints
 
-PORT, HOST, FOLDER = sys.argv[1], int(sys.argv[2]), pathlib.Path(sys.argv[3])
 SCENARIOS = []
 
 
@@ -217,6 +216,7 @@ def outcome(function):
 
 
 if __name__ == "__main__":
-    jax.distributed.initialize(f"127.0.0.1:{PORT}", 2, HOST)
+    HOST, FOLDER = int(sys.argv[2]), pathlib.Path(sys.argv[3])
+    jax.distributed.initialize(f"127.0.0.1:{sys.argv[1]}", 2, HOST)
     outcomes = {function.__name__: outcome(function) for function in SCENARIOS}
     print(json.dumps(outcomes), flush=True)
