@@ -75,8 +75,8 @@ def main(_: list[str]) -> None:
     """Trains, and says what the run left and how to go on."""
     import jax
 
-    from xception_jax import errors, loop, plots, report
-    from xception_jax.run import memory, writers
+    from xception_jax import errors, loop
+    from xception_jax.run import memory
 
     try:
         _connect()
@@ -86,6 +86,8 @@ def main(_: list[str]) -> None:
         _fail(error, 2)
     except errors.TrainingError as error:
         _fail(error, 1)
+    except OSError as error:
+        _fail(f"{error}; what was saved stays in {_WORKDIR.value}", 1)
     if jax.process_index() == 0 and result.fingerprint is not None:
         print(f"fingerprint of step {result.step}: {result.fingerprint}", flush=True)
     if result.evaluation is None:
@@ -94,21 +96,35 @@ def main(_: list[str]) -> None:
             os._exit(0)  # everything is saved; a compilation that was left behind must not hold the process
         return
     if jax.process_index() == 0:
-        workdir = pathlib.Path(_WORKDIR.value)
-        profile = workdir / "training_profile.png"
-        python = pathlib.Path(sys.executable)
-        python = python.relative_to(pathlib.Path.cwd()) if python.is_relative_to(pathlib.Path.cwd()) else python
+        _print_summary(result, pathlib.Path(_WORKDIR.value))
+
+
+def _print_summary(result, workdir: pathlib.Path) -> None:
+    """Draws the training profile, and prints what the run left."""
+    from xception_jax import plots, report
+    from xception_jax.run import writers
+
+    profile = workdir / "training_profile.png"
+    python = pathlib.Path(sys.executable)
+    python = python.relative_to(pathlib.Path.cwd()) if python.is_relative_to(pathlib.Path.cwd()) else python
+    try:
         plots.training_profile(writers.read_jsonl(workdir / "metrics.jsonl"), profile)
-        print(
-            f"\n{report.describe(result.evaluation, result.num_examples)}\n\n"
-            f"checkpoints       {workdir / 'checkpoints'}\n"
-            f"metrics           {workdir / 'metrics.jsonl'}, {workdir / 'tensorboard'}\n"
-            f"resolved config   {workdir / 'config.json'}\n"
-            f"training profile  {profile}\n\n"
-            f"next: {python} -m xception_jax evaluate --workdir {workdir}\n"
-            f"      or in Python: xception_jax.load('{workdir}').predict(images)"
-        )
+    except OSError as error:
+        print(f"warning: the training profile was not drawn: {error}", file=sys.stderr)
+    print(
+        f"\n{report.describe(result.evaluation, result.num_examples)}\n\n"
+        f"checkpoints       {workdir / 'checkpoints'}\n"
+        f"metrics           {workdir / 'metrics.jsonl'}, {workdir / 'tensorboard'}\n"
+        f"resolved config   {workdir / 'config.json'}\n"
+        f"training profile  {profile}\n\n"
+        f"next: {python} -m xception_jax evaluate --workdir {workdir}\n"
+        f"      or in Python: xception_jax.load('{workdir}').predict(images)"
+    )
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=_parse_flags)
+    try:
+        app.run(main, flags_parser=_parse_flags)
+    except KeyboardInterrupt as error:
+        print(f"error: {error or 'interrupted by Ctrl-C'}", file=sys.stderr, flush=True)
+        os._exit(130)  # as shells do; a compilation that was left behind must not hold the process

@@ -2,7 +2,7 @@
 
     python train.py --config configs/cifar100_xception.py --workdir runs/cifar100 --config.data.root=DATA_DIR
 
-DATA_DIR holds cifar100 as TFDS prepares it, in array_record format. Its pictures have two labels; the fine one is
+DATA_DIR holds cifar100 as TFDS prepares it, in array_record format. Its images have two labels; the fine one is
 learnt. Not yet trained to the end.
 """
 

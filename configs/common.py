@@ -2,13 +2,13 @@
 
 from ml_collections import ConfigDict
 
-from xception_jax.recipe import default_config
+from xception_jax.recipe import default_config, small_settings
 
 
 def default(model: str = "xception") -> ConfigDict:
     """A model and its evaluation as its paper has them; a recipe adds data, optimizer, schedule and length.
 
-    On the command line, None unsets a setting that may be unset; for a number 0 does so, too.
+    On the command line, None unsets a setting that may be unset, and 0 unsets a duration.
     """
     return default_config(model)
 
@@ -20,17 +20,6 @@ def variant(config: ConfigDict, name: str) -> ConfigDict:
     return smoke(config) if name else config
 
 
-SMALL = {  # by model: the settings of a network that is trained in seconds
-    "xception": {"entry_widths": (32, 64), "middle_blocks": 1, "exit_widths": (64, 96, 128)},
-    "inception_v3": {"width": 0.1, "modules": (1, 0, 0), "padding": "SAME"},
-    "resnet50": {"blocks": (1, 2), "widths": (4, 8), "stem_width": 8},
-    "resnet101": {"blocks": (1, 2), "widths": (4, 8), "stem_width": 8},
-    "resnet152": {"blocks": (1, 2), "widths": (4, 8), "stem_width": 8},
-    "vgg16": {"image_size": 32, "stages": ((8,), (16,), (32,))},
-    "vgg16_separable": {"stages": ((8,), (16,), (32,))},
-}
-
-
 def smoke(config: ConfigDict) -> ConfigDict:
     """The same recipe on its own data in seconds on any machine: 4 steps of 8 images, a small network."""
     config.batch_size = 8
@@ -38,7 +27,7 @@ def smoke(config: ConfigDict) -> ConfigDict:
     config.eval_batch_size = 90
     config.total_epochs = config.total_samples = None
     config.total_steps = 4
-    config.model.update(SMALL[config.model.name])
+    config.model.update(small_settings(config.model.name))
     config.model.fc_layers = (32,) * len(config.model.fc_layers)
     if "bn_group_size" in config.model:
         config.model.bn_group_size = None

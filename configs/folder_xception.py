@@ -1,15 +1,15 @@
-"""Xception on 1,000 to 100,000 pictures of your own, from scratch on one GPU.
+"""Xception on 1,000 to 100,000 images of your own, from scratch on one GPU.
 
     python train.py --config configs/folder_xception.py --workdir runs/mine --config.data.root=FOLDER
 
-FOLDER holds a folder of pictures for each class (a tenth of them is held out for validation), or such folders
-below train/ and val/. Pictures much larger than 299 pixels are read faster after
+FOLDER holds a folder of images for each class (a tenth of them is held out for validation), or such folders
+below train/ and val/. Images much larger than 299 pixels are read faster after
 
     python -m xception_jax prepare folder --root FOLDER --out DATA_DIR --name mine --short-side 352
     python train.py ... --config.data.name=tfds:mine --config.data.root=DATA_DIR
 
-Against overfitting there are dropout, strong crops, colors, RandAugment and mixup. Pictures are turned as the
-camera was held, and shrunk with antialiasing. Ours, not the paper's; what it reaches depends on the pictures.
+Against overfitting there are dropout, strong crops, colors, RandAugment and mixup. Images are turned as the
+camera was held, and shrunk with antialiasing. Ours, not the paper's; what it reaches depends on the images.
 """
 
 from configs import common

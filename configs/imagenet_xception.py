@@ -4,7 +4,7 @@
         --val-tar ILSVRC2012_img_val.tar --out /data
     python train.py --config configs/imagenet_xception.py --workdir runs/imagenet --config.data.root=/data
 
-or, with the pictures in train/CLASS/ and val/CLASS/, --config.data.name=folder --config.data.root=/data/imagenet.
+or, with the images in train/CLASS/ and val/CLASS/, --config.data.name=folder --config.data.root=/data/imagenet.
 
 From the paper: SGD, momentum 0.9, learning rate 0.045 times 0.94 every 2 epochs, weight decay 1e-5, dropout 0.5,
 Polyak averaging. It gives neither batch size nor length nor augmentation. 60 GPUs x 32 images = 1,920, with batch

@@ -2,8 +2,8 @@
 
     python train.py --config configs/jft_xception.py --workdir runs/jft --config.data.root=/data
 
-JFT, 350 million pictures in 17,000 classes, is Google's own. The public set nearest to it is Open Images V4, of
-which TFDS has 1.74 million pictures with 19,995 image-level labels:
+JFT, 350 million images in 17,000 classes, is Google's own. The public set nearest to it is Open Images V4, of
+which TFDS has 1.74 million images with 19,995 image-level labels:
 tfds.builder("open_images_v4", file_format="array_record").download_and_prepare() fetches 565 GiB.
 --config.data.label=objects_trainable leaves the 7,186 labels that its makers call trainable. On handwritten
 digits, several on a canvas, the same experiment takes a minute or two:

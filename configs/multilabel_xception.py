@@ -1,8 +1,8 @@
-"""Xception on pictures with several labels each, listed in a manifest.
+"""Xception on images with several labels each, listed in a manifest.
 
-    python train.py --config configs/multilabel_xception.py --workdir runs/labels --config.data.root=pictures.csv
+    python train.py --config configs/multilabel_xception.py --workdir runs/labels --config.data.root=images.csv
 
-pictures.csv has the columns path and labels ("cat;sofa"), and perhaps split (train or val); --config.data.classes
+images.csv has the columns path and labels ("cat;sofa"), and perhaps split (train or val); --config.data.classes
 names a file of the classes and their weights, in the loss and in MAP@100. Open Images in TFDS's format is
 --config.data.name=tfds:open_images_v4.
 

@@ -18,7 +18,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
-SLOW_FIXTURES = ("reproduced", "results", "run", "unbroken")  # made once: their tests share a process
+SLOW_FIXTURES = ("outcomes", "reproduced", "results", "run", "unbroken")  # made once: their tests share a process
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -126,6 +126,29 @@ def test_a_complete_run_says_so_and_changes_nothing(unbroken, launch, tmp_path):
     assert metric_rows(tmp_path / "run") == metric_rows(unbroken[0])
 
 
+DEAF = """
+import runpy, sys
+from xception_jax.run.interrupt import StopRequest
+StopRequest.local = lambda self: False  # as if the loop never looked whether it was asked to stop
+sys.argv[0] = sys.argv.pop(1)
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_a_second_ctrl_c_ends_a_run_with_one_line(environment, tmp_path):
+    command = [sys.executable, "-c", DEAF, "train.py", *TINY, f"--workdir={tmp_path / 'run'}"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    environment = environment | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, **pipes) as process:
+        lines = []
+        for line in process.stdout:
+            lines.append(line)
+            if line.startswith(("step 30/", "step 50/")):
+                process.send_signal(signal.SIGINT)
+    assert process.returncode == 130
+    assert lines[-1].startswith("error: interrupted by a second Ctrl-C") and "Traceback" not in "".join(lines)
+
+
 @pytest.mark.slow
 def test_the_digits_recipe_reaches_its_accuracy(launch, tmp_path):
     code, output = launch("--config=configs/digits.py", "--workdir", tmp_path / "run")

@@ -164,6 +164,22 @@ def _disk_error(error: OSError, checkpoints: Checkpoints) -> TrainingError:
     )
 
 
+def _check_same_recipe(new: Recipe, old: Recipe, directory: pathlib.Path) -> None:
+    """Raises UserError for settings that would change the weights of the run, and says how to continue it."""
+    if not (differing := recipe.differences(new, old)):
+        return
+    setting, new_value, old_value = differing[0]
+    flags = " ".join(f"--config.{name}={shlex.quote(str(value))}" for name, _, value in differing)
+    remedy = f"pass {flags}"
+    if new.model_name != old.model_name:
+        setting, new_value, old_value = "model.name", new.model_name, old.model_name
+        remedy = "pass --config with a recipe of that model"
+    raise UserError(
+        f"config.{setting} = {new_value!r}, but the run in {directory} has {old_value!r}: {remedy} to continue it,"
+        " or name another --workdir"
+    )
+
+
 @contextlib.contextmanager
 def open_workdir(directory: pathlib.Path, checked: Recipe) -> Iterator[None]:
     """Reserves the working directory for this process, and writes or compares its config.json.
@@ -174,12 +190,8 @@ def open_workdir(directory: pathlib.Path, checked: Recipe) -> Iterator[None]:
     with workdir.hold(directory) as config:
         if jax.process_index() == 0:
             old = None if config is None else recipe.read(directory)
-            for setting, new_value, old_value in [] if old is None else recipe.differences(checked, old):
-                flag = f"--config.{setting}={shlex.quote(str(old_value))}"
-                raise UserError(
-                    f"config.{setting} = {new_value!r}, but the run in {directory} has {old_value!r}: pass {flag}"
-                    " to continue it, or name another --workdir"
-                )
+            if old is not None:
+                _check_same_recipe(checked, old, directory)
             workdir.write_config(directory, checked.model_dump())  # a continuation may have another length
         yield
 

@@ -1,5 +1,7 @@
 """A recipe: all settings that decide a run, put together from the sections that stand beside what they set."""
 
+import functools
+import operator
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
@@ -96,7 +98,9 @@ def parse(config: ConfigDict | Mapping[str, Any]) -> Recipe:
         model = _section("model", values)
         if "name" not in model:
             raise SettingError("model.name", None, f"is missing: choose one of {', '.join(models.MODELS)}")
-        modality = INPUTS[_within("model", models.model_class, model["name"]).INPUTS]
+        cls = _within("model", models.model_class, model["name"])
+        modality = INPUTS[cls.INPUTS]
+        values["data"] = modality.data_defaults(cls.PREPROCESSING) | dict(_section("data", values))
         sections = {
             name: _within(name, section, **_section(name, values)) for name, section in modality.SETTINGS.items()
         }
@@ -235,8 +239,7 @@ def _unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def default_config(model: str) -> ConfigDict:
-    """Every setting with its default, as recipes start from: the model and the evaluation are those of its
-    paper."""
+    """Every setting with its default, from which recipes start; the evaluation is that of the model's paper."""
     cls = models.model_class(model)
     modality = INPUTS[cls.INPUTS]
     sections = {name: to_config_dict(section) for name, section in modality.SETTINGS.items()}
@@ -252,6 +255,11 @@ def default_config(model: str) -> ConfigDict:
     return config
 
 
+def small_settings(model: str) -> dict[str, Any]:
+    """Settings that make a model train in seconds, for smoke tests."""
+    return dict(models.model_class(model).SMALL)
+
+
 def settings_table(model: str) -> list[Row]:
     """A row for each setting of recipes for a model, with names as after --config."""
     cls = models.model_class(model)
@@ -262,5 +270,11 @@ def settings_table(model: str) -> list[Row]:
         for name, field in Recipe.model_fields.items()
         if isinstance(field.default, Section)
     }
-    rows = [row._replace(name=prefix + row.name) for prefix, section in sections.items() for row in table(section)]
-    return [row for row in rows if row.name not in ("model", "data", "augment")]
+    config, rows = default_config(model), []
+    for prefix, section in sections.items():
+        for row in table(section):
+            name = prefix + row.name
+            if name not in ("model", "data", "augment"):
+                default = functools.reduce(operator.getitem, name.split("."), config)
+                rows.append(row._replace(name=name, default=repr(default)))
+    return rows

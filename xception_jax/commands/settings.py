@@ -1,9 +1,7 @@
 """Prints every setting of a recipe: its values, its default, its meaning."""
 
 import argparse
-import functools
 import itertools
-import operator
 from collections.abc import Sequence
 
 from xception_jax import models, recipe
@@ -41,7 +39,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def markdown() -> str:
     """The settings that all models share, then those of each class of models."""
-    tables = {name: _rows(name) for name in models.MODELS}
+    tables = {name: recipe.settings_table(name) for name in models.MODELS}
     first, *others = tables.values()
     shared = [row for row in first if all(row in table for table in others)]
     parts = [INTRODUCTION]
@@ -54,15 +52,6 @@ def markdown() -> str:
             changed = [f"`{row.name} = {row.default}`" for row in tables[variant] if row not in tables[name]]
             parts += [f"`{variant}` has {', '.join(changed)}."]
     return "\n\n".join(parts)
-
-
-def _rows(model: str) -> list[Row]:
-    """The settings of a model's recipes, with the defaults that `configs.common.default(model)` has."""
-    config = recipe.default_config(model)
-    return [
-        row._replace(default=repr(functools.reduce(operator.getitem, row.name.split("."), config)))
-        for row in recipe.settings_table(model)
-    ]
 
 
 def _table(members: Sequence[Row]) -> str:

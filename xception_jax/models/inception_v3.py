@@ -17,7 +17,7 @@ They differ in
 """
 
 import functools
-from typing import Literal, NamedTuple, Self
+from typing import ClassVar, Literal, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -238,6 +238,7 @@ class InceptionV3(network.Network):
     """Inception V3; `config.reading` selects one of the two networks with this name."""
 
     PREPROCESSING = network.preprocessing(image_size=299, crop="central")
+    SMALL: ClassVar = {"width": 0.1, "modules": (1, 0, 0), "padding": "SAME"}
     CONFIG = Config
 
     def __init__(self, config: Config, *, rngs: nnx.Rngs):

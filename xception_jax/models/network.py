@@ -121,11 +121,13 @@ class Network(nnx.Module):
       CONFIG: class of the model's settings.
       INPUTS: name of the modality that the model reads.
       PREPROCESSING: how images become the model's input, see `preprocessing`.
+      SMALL: settings of a network that trains in seconds, for smoke tests.
     """
 
     CONFIG: ClassVar[type[NetworkConfig]]
     INPUTS: ClassVar[str] = "images"
     PREPROCESSING: ClassVar[dict[str, Any]]
+    SMALL: ClassVar[dict[str, Any]]
 
     def _add_head(self, width: int, *, kernel_init: nnx.Initializer = KERNEL_INIT, rngs: nnx.Rngs) -> None:
         """Adds fully connected layers, dropout and the classifier, which read `width` features."""

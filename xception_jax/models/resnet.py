@@ -6,7 +6,7 @@ networks have 25,583,592, 44,601,832 and 60,268,520 parameters.
 """
 
 import functools
-from typing import Self
+from typing import ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -80,6 +80,7 @@ class ResNet(network.Network):
 
     # He et al. subtract the mean image of the training set instead.
     PREPROCESSING = network.preprocessing(image_size=224, crop="shorter_side")
+    SMALL: ClassVar = {"blocks": (1, 2), "widths": (4, 8), "stem_width": 8}
     CONFIG = Config
 
     def __init__(self, config: Config, *, rngs: nnx.Rngs):

@@ -12,7 +12,7 @@ there are 23,629,977.
 """
 
 import functools
-from typing import Annotated, Self
+from typing import Annotated, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -72,6 +72,7 @@ class VGG(network.Network):
 
     # Simonyan and Zisserman subtract the mean color of the training set instead.
     PREPROCESSING = network.preprocessing(image_size=224, crop="shorter_side")
+    SMALL: ClassVar = {"image_size": 32, "stages": ((8,), (16,), (32,))}
     CONFIG = Config
 
     def __init__(self, config: Config, *, rngs: nnx.Rngs):
@@ -134,6 +135,7 @@ class SeparableVGG(network.Network):
     """VGG-style stack of depthwise separable convolutions, each with batch normalization and ReLU."""
 
     PREPROCESSING = network.preprocessing(image_size=299, crop="central")
+    SMALL: ClassVar = {"stages": ((8,), (16,), (32,))}
     CONFIG = SeparableConfig
 
     def __init__(self, config: SeparableConfig, *, rngs: nnx.Rngs):

@@ -5,7 +5,7 @@ F. Chollet, "Xception: Deep Learning with Depthwise Separable Convolutions", CVP
 """
 
 import functools
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -122,6 +122,7 @@ class Xception(network.Network):
     """The network of figure 5."""
 
     PREPROCESSING = network.preprocessing(image_size=299, crop="central")
+    SMALL: ClassVar = {"entry_widths": (32, 64), "middle_blocks": 1, "exit_widths": (64, 96, 128)}
     CONFIG = Config
 
     def __init__(self, config: Config, *, rngs: nnx.Rngs):

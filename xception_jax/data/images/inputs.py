@@ -245,7 +245,10 @@ def _preprocessing(values: Mapping[str, Any], channels: int) -> Preprocessing:
     """`Preprocessing` with mean and std of each channel, from one number for all channels or from one for each."""
 
     def per_channel(value):
-        return (float(value),) * channels if isinstance(value, int | float) else tuple(map(float, value))
+        numbers = (float(value),) * channels if isinstance(value, int | float) else tuple(map(float, value))
+        if len(numbers) != channels:
+            raise ValueError(f"mean and std need one number, or one for each of {channels} channels; got {value}")
+        return numbers
 
     return Preprocessing(**(values | {name: per_channel(values[name]) for name in ("mean", "std")}))
 
