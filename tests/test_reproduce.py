@@ -1,4 +1,4 @@
-"""`python -m xception_jax reproduce`: recipes, statistics, pages, pictures; a figure from nothing to its page."""
+"""`python -m xception_jax reproduce`: recipes, statistics, pages, plots; a figure from nothing to its page."""
 
 import json
 import pathlib
@@ -393,12 +393,12 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            (["fig9", "--data-root", "/data"], "--data-root: belongs to --scale full; leave it away"),
+            (["fig9", "--data-root", "/data"], "--data-root: belongs to --scale full; leave it out"),
             (
                 ["table3", "--sclae", "smoke"],
                 "--sclae: no such flag; settings of the recipes are written --config",
             ),
-            (["table3", "--config.batch_size=2"], "--config.batch_size=2: table 3 trains nothing; leave it away"),
+            (["table3", "--config.batch_size=2"], "--config.batch_size=2: table 3 trains nothing; leave it out"),
             (["fig9", "--config.seed=5"], "--config.seed=5: name the seeds by --seeds"),
             (["fig9", "--config=configs/digits.py"], "--config=configs/digits.py: no such flag"),
             (["fig9", "--config.batch_size=2"], "--config.batch_size=2: the results will not be those of results"),

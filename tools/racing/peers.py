@@ -74,7 +74,7 @@ class Peer:
         if model not in names:
             raise UserError(f"--peer-model={model}: choose one of {', '.join(names)} for --against={library}")
         if arguments.compile and library != "timm":
-            raise UserError(f"--compile: {library} is compiled by JAX anyway; leave it away")
+            raise UserError(f"--compile: {library} is compiled by JAX anyway; leave it out")
         return cls(library, model, arguments.peer_python, arguments.compile, arguments.amp)
 
     def __str__(self) -> str:

@@ -140,8 +140,8 @@ def _parse_setting(text: str) -> tuple[str, Any]:
 class Step:
     """A compiled step with its arguments on the device, ready and warm; a call runs it once.
 
-    A training step uses SGD with momentum 0.9 and hands its state to the next call. An inference is the evaluation
-    step, which computes the logits, their loss and the hits.
+    A training step uses SGD with momentum 0.9 and without weight decay, and hands its state to the next call. An
+    inference is the evaluation step, which computes the logits, their loss and the hits.
 
     Attributes:
       compiled: JAX's compiled program.
@@ -150,7 +150,7 @@ class Step:
 
     def __init__(self, workload: Workload, mode: str):
         """`mode` is one of `MODES`."""
-        optimizer = optim.make_optimizer("sgd", 0.01, momentum=0.9)
+        optimizer = optim.make_optimizer("sgd", 0.01, momentum=0.9, weight_decay=0.0)
 
         def init(key):
             return state.create(workload.create_model(key), optimizer, averaging=False)

@@ -74,7 +74,7 @@ def _check(arguments: argparse.Namespace) -> None:
     """Raises UserError for flags that do not go together."""
     for flag in ("data_root", "jft_root", "blacklist"):
         if getattr(arguments, flag) is not None and arguments.scale != "full":
-            raise UserError(f"--{flag.replace('_', '-')}: belongs to --scale full; leave it away")
+            raise UserError(f"--{flag.replace('_', '-')}: belongs to --scale full; leave it out")
     settings = arguments.settings_of_recipe
     for setting in settings:
         if setting.startswith("-") and not setting.startswith("--config."):
@@ -82,7 +82,7 @@ def _check(arguments: argparse.Namespace) -> None:
         if setting.split("=")[0] == "--config.seed":
             raise UserError(f"{setting}: name the seeds by --seeds")
     if settings and arguments.target == "table3":
-        raise UserError(f"{settings[0]}: table 3 trains nothing; leave it away")
+        raise UserError(f"{settings[0]}: table 3 trains nothing; leave it out")
     if (settings or arguments.seeds) and not (arguments.out or arguments.list):
         other = settings[0] if settings else "--seeds"
         raise UserError(f"{other}: the results will not be those of {OUT}; name a folder for them by --out")
