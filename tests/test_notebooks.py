@@ -61,7 +61,7 @@ def test_train_and_evaluate_runs(tmp_path):
     assert (workdir / "training_profile.png").stat().st_size > 0
 
 
-def pictures(outputs):
+def figures(outputs):
     return [output for output in outputs if "image/png" in output.get("data", {})]
 
 
@@ -76,19 +76,20 @@ def test_paper_figures_runs(reproduced):
         XCEPTION_RESULTS=str(reproduced / "results/smoke"),
         XCEPTION_WORKDIRS=f"mine={run}",
     )
-    assert len(pictures(outputs)) == 2  # figure 9, and the run that was named
+    assert len(figures(outputs)) == 2  # figure 9, and the run that was named
     assert "smoke: fig9" in printed(outputs) and "fig10: no results here" in printed(outputs)
 
 
 def test_paper_figures_draws_what_comes_with_the_repository():
-    assert len(pictures(execute(FOLDER / "paper_figures.ipynb"))) == 6  # figures 6 to 10, the spectrum
+    assert len(figures(execute(FOLDER / "paper_figures.ipynb"))) == 6  # figures 6 to 10, the spectrum
 
 
 def test_compare_runs_runs(reproduced):
+    """One folder is named, the other network is trained by the notebook."""
     runs = reproduced / "runs/smoke"
-    folders = {"XCEPTION_A": "xception", "XCEPTION_B": "xception_without_residuals"}
-    outputs = execute(FOLDER / "compare_runs.ipynb", **{key: str(runs / name) for key, name in folders.items()})
-    assert len(pictures(outputs)) == 3  # profiles, classes, disagreements
+    variables = {"XCEPTION_A": str(runs / "xception"), "XCEPTION_SCALE": "smoke"}
+    outputs = execute(FOLDER / "compare_runs.ipynb", **variables)
+    assert len(figures(outputs)) == 3  # profiles, classes, disagreements
     text = printed(outputs)
     measured = [json.loads(line) for line in (runs / "xception/seed0/metrics.jsonl").read_text().splitlines()]
     top1 = [row["top1"] for row in measured if row["kind"] == "averaged"][-1]

@@ -15,7 +15,7 @@ from xception_jax.errors import TrainingError, UserError
 
 EXAMPLE = "python -m xception_jax preview --config configs/digits.py --out preview.png"
 COLUMNS = 8
-TITLE_LENGTH = 21  # characters that fit above an image
+TITLE_LENGTH = 27  # characters that fit above an image
 Titled = tuple[np.ndarray, list[str]]  # images float[N, H, W, C] in [0, 1], and a title for each
 
 
@@ -90,7 +90,7 @@ def _titles(built: task.Task, targets: np.ndarray) -> list[str]:
 
 def _title(target: np.ndarray, names: list[str]) -> str:
     """The classes of a target, a line each, with their shares where these are not 1; at most three."""
-    order = [int(i) for i in np.argsort(-target, kind="stable") if target[i] > 0]
+    order = [int(i) for i in np.argsort(-target, kind="stable") if target[i] >= 0.005]
     lines = [names[i] if target[i] > 0.995 else f"{target[i]:.2f} {names[i]}" for i in order[:3]]
     short = [line if len(line) <= TITLE_LENGTH else line[: TITLE_LENGTH - 1] + "…" for line in lines]
     return "\n".join(short) or "(none)"
