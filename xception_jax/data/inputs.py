@@ -8,10 +8,8 @@ import numpy as np
 
 from xception_jax.data.dataset import Dataset
 from xception_jax.data.images.inputs import Images
+from xception_jax.data.pipeline import Example
 from xception_jax.settings import Section
-
-PyTree = Any
-Example = dict[str, Any]
 
 
 class Inputs(Protocol):
@@ -69,9 +67,7 @@ class Inputs(Protocol):
     def spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes and types of the arrays of a global batch that `prepare` reads, without labels."""
 
-    def prepare(
-        self, batch: Mapping[str, jax.Array], targets: jax.Array, *, train: bool
-    ) -> tuple[PyTree, jax.Array]:
+    def prepare(self, batch: Mapping[str, jax.Array], targets: jax.Array, *, train: bool) -> tuple[Any, jax.Array]:
         """Traced: normalizes and, with `train`, augments.
 
         Args:
@@ -79,7 +75,7 @@ class Inputs(Protocol):
           targets: float32[B, classes], which an augmentation may mix.
 
         Returns:
-          (first argument of the model, targets).
+          (first argument of the model: an array or a tree of arrays, targets).
         """
 
     def from_user(self, raw: Any) -> dict[str, np.ndarray]:

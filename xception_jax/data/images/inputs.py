@@ -18,7 +18,7 @@ from xception_jax.errors import SettingError
 from xception_jax.settings import Section, setting
 
 
-class ImageData(sources.Sources, Reading):
+class ImageData(Reading, sources.Sources):
     """Where images come from, and what the host makes of them."""
 
     image_size: int = setting(299, "height and width of the model's input in pixels", gt=0)
@@ -50,6 +50,11 @@ class ImageData(sources.Sources, Reading):
         return {"crop": self.eval_crop, "crop_fraction": self.eval_crop_fraction, "resize": self.eval_resize}
 
 
+# Settings of the data: those of `sources.load`, and those that `Preprocessing` has under the same name.
+_SOURCES = set(sources.Sources.model_fields)
+_SHARED = {"image_size", "channel_order", "label_offset", "exif_orientation", "background"}
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preprocessing:
     """From any image to the input of one model: what an evaluation does, and what checkpoints record.
@@ -59,9 +64,8 @@ class Preprocessing:
       mean, std: of each channel; pixel values in [0, 1] are normalized as (value - mean) / std, so 0.5 and 0.5
         give [-1, 1].
       channel_order: "rgb" or "bgr"; mean and std follow this order.
-      label_offset: number of leading logits that stand for no class, see `metrics.Objective`.
-      exif_orientation: whether images are turned as their EXIF data say when their files are decoded.
-      background: what shows through transparent pixels, see `decoding.decode`.
+      label_offset: see `metrics.Objective`.
+      exif_orientation, background: see `decoding.decode`.
       crop, crop_fraction, resize: which part of an image is evaluated; see `resizing.evaluation_image`.
     """
 
@@ -84,7 +88,7 @@ class Preprocessing:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Images:
-    """The `Inputs` of images; `data.inputs.Inputs` describes the members.
+    """The `Inputs` of images; the docstrings of `data.inputs.Inputs` hold for the members that have none here.
 
     Attributes:
       preprocessing: what happens to every image.
@@ -100,13 +104,10 @@ class Images:
 
     @staticmethod
     def load(settings: ImageData) -> Dataset:
-        """The dataset that the settings name; raises SettingError."""
-        fields = {name: getattr(settings, name) for name in sources.Sources.model_fields}
-        return sources.load(image_size=settings.image_size, **fields)
+        return sources.load(image_size=settings.image_size, **settings.model_dump(include=_SOURCES))
 
     @staticmethod
     def data_defaults(defaults: Mapping[str, Any]) -> dict[str, Any]:
-        """Settings of the "data" section that a model's PREPROCESSING names."""
         names = {"eval_crop": "crop", "eval_crop_fraction": "crop_fraction", "eval_resize": "resize"}
         return {"image_size": defaults["image_size"], **{ours: defaults[name] for ours, name in names.items()}}
 
@@ -114,7 +115,6 @@ class Images:
     def from_sections(
         cls, sections: Mapping[str, Section], model_settings: Mapping[str, Any], defaults: Mapping[str, Any]
     ) -> Self:
-        """See `data.inputs.Inputs`."""
         data, augmentation, channels = sections["data"], sections["augment"], model_settings["in_channels"]
         for name in ("area", "aspect"):
             least, most = getattr(data, f"min_{name}"), getattr(data, f"max_{name}")
@@ -124,11 +124,9 @@ class Images:
             remedy = f"must be below image_size = {data.image_size}, or a crop can show nothing but padding"
             raise SettingError("data.pad_pixels", data.pad_pixels, remedy)
         if augmentation.color != "none" and channels != 3:
-            raise SettingError(
-                "augment.color", augmentation.color, f"the images ({data.name}) have no colors; set it to none"
-            )
-        shared = ("image_size", "channel_order", "label_offset", "exif_orientation", "background")
-        record = dict(defaults) | {name: getattr(data, name) for name in shared} | data.evaluation
+            remedy = f"the images ({data.name}) have no colors; set it to none"
+            raise SettingError("augment.color", augmentation.color, remedy)
+        record = dict(defaults) | data.model_dump(include=_SHARED) | data.evaluation
         return cls(preprocessing=_preprocessing(record, channels), training=data, augmentation=augmentation)
 
     @classmethod
@@ -138,12 +136,10 @@ class Images:
         return cls(preprocessing=_preprocessing(values, record["channels"]))
 
     def record(self) -> dict[str, Any]:
-        """The preprocessing and the number of channels, as JSON can hold them."""
         return dataclasses.asdict(self.preprocessing) | {"channels": self.preprocessing.channels}
 
     @property
     def label_offset(self) -> int:
-        """Number of leading logits that stand for no class."""
         return self.preprocessing.label_offset
 
     @property
@@ -153,7 +149,6 @@ class Images:
 
     @property
     def decode(self) -> transforms.Decode:
-        """Bytes of an image file -> pixels."""
         record = self.preprocessing
         return transforms.Decode(orientation=record.exif_orientation, background=record.background)
 
@@ -174,14 +169,9 @@ class Images:
 
     @property
     def eval_transform(self) -> transforms.EvaluationTransform:
-        """Crop and resizing of an evaluation."""
-        record = self.preprocessing
-        return transforms.EvaluationTransform(
-            image_size=record.image_size,
-            crop=record.crop,
-            crop_fraction=record.crop_fraction,
-            resize=record.resize,
-        )
+        record = dataclasses.asdict(self.preprocessing)
+        names = [field.name for field in dataclasses.fields(transforms.EvaluationTransform)]
+        return transforms.EvaluationTransform(**{name: record[name] for name in names})
 
     def spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         """{"image": uint8[B, size, size, C]}."""
@@ -193,13 +183,11 @@ class Images:
         images = batch["image"].astype(jnp.float32) / 255
         if self.augmentation is None:
             return images, targets
-        key = jax.random.key(0)  # the seeds depend on the run's seed already
-        return self.augmentation(images, targets, batch["seed"], key)
+        return self.augmentation(images, targets, batch["seed"], jax.random.key(0))  # the seeds tell runs apart
 
     def prepare(
         self, batch: Mapping[str, jax.Array], targets: jax.Array, *, train: bool
     ) -> tuple[jax.Array, jax.Array]:
-        """Traced: (normalized images float32[B, size, size, C], targets[B, classes]), augmented with `train`."""
         if train:
             images, targets = self.augment(batch, targets)
         else:
