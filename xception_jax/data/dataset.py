@@ -50,7 +50,6 @@ class Dataset:
     """Training and validation examples of one task.
 
     Attributes:
-      train, validation: the sources.
       class_names: in the order of the labels.
       model_settings: settings of the model that follow from the data, such as {"in_channels": 1} for grey images;
         those not named keep the model's defaults (encoded images have 3 channels when they are decoded).
@@ -106,7 +105,6 @@ class ArraySource:
         return {"image": self.images[index], "label": self.labels[index]}
 
     def name(self, index: int) -> str:
-        """Its index in the array."""
         return f"number {index}"
 
 
@@ -117,7 +115,6 @@ class ImageFiles:
     Attributes:
       root: folder that the paths are relative to.
       paths: bytes[N]; one array instead of many strings, because every worker process gets a copy.
-      labels: int[N] or tuples of ints.
     """
 
     root: str
@@ -140,11 +137,9 @@ class ImageFiles:
         return {"image": image, "label": self.labels[index]}
 
     def name(self, index: int) -> str:
-        """Its path."""
         return os.path.join(self.root, self.file_name(index))
 
     def file_name(self, index: int) -> str:
-        """The path below `root`."""
         return os.fsdecode(self.paths[index].item())
 
 
@@ -162,5 +157,4 @@ class Subset:
         return self.source[int(self.indices[index])]
 
     def name(self, index: int) -> str:
-        """Its name in the source."""
         return self.source.name(int(self.indices[index]))

@@ -44,7 +44,6 @@ class Reader:
     """A source whose examples are decoded, with labels as arrays.
 
     Attributes:
-      source: the examples.
       decode: see `inputs.Inputs.decode`.
       classes: number of classes if examples have several labels, which become uint8[classes] of 0 and 1.
       substitute: whether an unreadable example is replaced by another one, and "unreadable" tells its index (else

@@ -113,7 +113,8 @@ def _decode_with_pillow(encoded: bytes, orientation: bool, over_white: bool) -> 
         if transparency is not None:
             image.info["transparency"] = transparency
         if over_white and image.has_transparency_data:
-            image = _blend_with_white(image)
+            image, drawing = Image.new("RGB", image.size, "white"), image.convert("RGBA")
+            image.paste(drawing, mask=drawing)
         return np.array(image.convert("RGB"))  # [H, W, 3]; `asarray` would be read-only
 
 
@@ -128,12 +129,6 @@ def _transparency(encoded: bytes, image: Image.Image) -> bytes | int | tuple[int
     bits = encoded[24]  # of a channel; see the IHDR chunk in the PNG specification
     channels = [v >> 8 if bits == 16 else v * 255 // (2**bits - 1) for v in np.atleast_1d(value).tolist()]
     return tuple(channels) if isinstance(value, tuple) else channels[0]
-
-
-def _blend_with_white(image: Image.Image) -> Image.Image:
-    image, white = image.convert("RGBA"), Image.new("RGB", image.size, "white")
-    white.paste(image, mask=image)
-    return white
 
 
 def _reason(encoded: bytes, error: Exception) -> str:

@@ -1,6 +1,5 @@
 """RandAugment (Cubuk et al. 2020) on the host, with Pillow: a few random operations of one magnitude."""
 
-import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -27,38 +26,19 @@ class Operation(NamedTuple):
     strongest: float = 0.0
     signed: bool = False
 
-    def amount(self, magnitude: float) -> float:
-        """The amount at this magnitude, before the sign."""
-        return self.weakest + (self.strongest - self.weakest) * magnitude / MAX_MAGNITUDE
 
-
-def _enhance(kind: type, image: Image.Image, amount: float) -> Image.Image:
-    return kind(image).enhance(1 + amount)
-
-
-def _solarize(image: Image.Image, threshold: float) -> Image.Image:
-    return ImageOps.solarize(image, round(threshold))
-
-
-def _posterize(image: Image.Image, bits: float) -> Image.Image:
-    return ImageOps.posterize(image, round(bits))
-
-
-def _rotate(image: Image.Image, degrees: float) -> Image.Image:
-    return image.rotate(degrees, fillcolor=_fill(image))
-
-
-def _shear(image: Image.Image, *, x: float = 0.0, y: float = 0.0) -> Image.Image:
-    return image.transform(image.size, Image.Transform.AFFINE, (1, x, 0, y, 1, 0), fillcolor=_fill(image))
-
-
-def _translate(image: Image.Image, *, x: float = 0.0, y: float = 0.0) -> Image.Image:
-    shift = (1, 0, x * image.width, 0, 1, y * image.height)
-    return image.transform(image.size, Image.Transform.AFFINE, shift, fillcolor=_fill(image))
+def _affine(image: Image.Image, *matrix: float) -> Image.Image:
+    """The new pixel (x, y) is that at (a x + b y + c, d x + e y + f), for a matrix a, b, c, d, e, f."""
+    return image.transform(image.size, Image.Transform.AFFINE, matrix, fillcolor=_fill(image))
 
 
 def _fill(image: Image.Image) -> tuple[int, ...]:
     return (FILL,) * len(image.getbands())
+
+
+def _enhancement(kind: type) -> Operation:
+    """An operation of Pillow whose amount is the factor minus 1."""
+    return Operation(lambda image, amount: kind(image).enhance(1 + amount), 0, 0.9, signed=True)
 
 
 # The operations are those of section 3 of the paper, with the ranges of torchvision's RandAugment, whose 31 steps
@@ -70,22 +50,21 @@ OPERATIONS = {
     "autocontrast": Operation(lambda image, _: ImageOps.autocontrast(image)),
     "equalize": Operation(lambda image, _: ImageOps.equalize(image)),
     # degrees around the centre
-    "rotate": Operation(_rotate, 0, 30, signed=True),
+    "rotate": Operation(lambda image, degrees: image.rotate(degrees, fillcolor=_fill(image)), 0, 30, signed=True),
     # pixels of this value or more are inverted
-    "solarize": Operation(_solarize, 256, 0),
+    "solarize": Operation(lambda image, threshold: ImageOps.solarize(image, round(threshold)), 256, 0),
     # bits that are kept
-    "posterize": Operation(_posterize, 8, 4),
-    # factor minus 1
-    "color": Operation(functools.partial(_enhance, ImageEnhance.Color), 0, 0.9, signed=True),
-    "contrast": Operation(functools.partial(_enhance, ImageEnhance.Contrast), 0, 0.9, signed=True),
-    "brightness": Operation(functools.partial(_enhance, ImageEnhance.Brightness), 0, 0.9, signed=True),
-    "sharpness": Operation(functools.partial(_enhance, ImageEnhance.Sharpness), 0, 0.9, signed=True),
+    "posterize": Operation(lambda image, bits: ImageOps.posterize(image, round(bits)), 8, 4),
+    "color": _enhancement(ImageEnhance.Color),
+    "contrast": _enhancement(ImageEnhance.Contrast),
+    "brightness": _enhancement(ImageEnhance.Brightness),
+    "sharpness": _enhancement(ImageEnhance.Sharpness),
     # slope
-    "shear_x": Operation(lambda image, slope: _shear(image, x=slope), 0, 0.3, signed=True),
-    "shear_y": Operation(lambda image, slope: _shear(image, y=slope), 0, 0.3, signed=True),
+    "shear_x": Operation(lambda image, b: _affine(image, 1, b, 0, 0, 1, 0), 0, 0.3, signed=True),
+    "shear_y": Operation(lambda image, d: _affine(image, 1, 0, 0, d, 1, 0), 0, 0.3, signed=True),
     # share of the width or height
-    "translate_x": Operation(lambda image, share: _translate(image, x=share), 0, 150 / 331, signed=True),
-    "translate_y": Operation(lambda image, share: _translate(image, y=share), 0, 150 / 331, signed=True),
+    "translate_x": Operation(lambda im, x: _affine(im, 1, 0, x * im.width, 0, 1, 0), 0, 150 / 331, signed=True),
+    "translate_y": Operation(lambda im, y: _affine(im, 1, 0, 0, 0, 1, y * im.height), 0, 150 / 331, signed=True),
 }
 
 
@@ -94,8 +73,7 @@ def rand_augment(image: np.ndarray, rng: np.random.Generator, *, num_ops: int, m
 
     Args:
       image: uint8[H, W, C], C 1 or 3.
-      rng: source of the operations and their signs.
-      num_ops: number of operations; the paper's N.
+      num_ops: the paper's N.
       magnitude: 0 to 10; the paper's M. At 0 only autocontrast and equalize change anything.
 
     Returns:
@@ -110,7 +88,7 @@ def rand_augment(image: np.ndarray, rng: np.random.Generator, *, num_ops: int, m
         raise SettingError("num_ops", num_ops, "must be 0 or more")
     pil_image = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
     for name, sign in zip(rng.choice(list(OPERATIONS), num_ops), rng.choice((-1, 1), num_ops), strict=True):
-        operation = OPERATIONS[name]
-        amount = operation.amount(magnitude) * (sign if operation.signed else 1)
-        pil_image = operation.apply(pil_image, amount)
+        apply, weakest, strongest, signed = OPERATIONS[name]
+        amount = weakest + (strongest - weakest) * magnitude / MAX_MAGNITUDE
+        pil_image = apply(pil_image, amount * sign if signed else amount)
     return np.array(pil_image).reshape(image.shape)

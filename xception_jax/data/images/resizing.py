@@ -43,21 +43,19 @@ def resize(image: np.ndarray, size: tuple[int, int], *, method: str, box: Box | 
     box = (0, 0, width, height) if box is None else tuple(box)
     if box == (0, 0, width, height) and tuple(size) == (height, width):
         return image
-    return METHODS[method](image, size, box)
+    return METHODS[method](image, size, box).reshape(*size, image.shape[2])  # [h, w] -> [h, w, 1] for a grey image
 
 
 def _pillow(image: np.ndarray, size: tuple[int, int], box: Box, *, filter: Image.Resampling) -> np.ndarray:
-    height, width, channels = *size, image.shape[2]
-    pil_image = Image.fromarray(image[..., 0] if channels == 1 else image)
-    return np.array(pil_image.resize((width, height), filter, box=box)).reshape(height, width, channels)
+    pil_image = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
+    return np.array(pil_image.resize(size[::-1], filter, box=box))
 
 
 def _opencv(image: np.ndarray, size: tuple[int, int], box: Box, *, interpolation: int) -> np.ndarray:
-    height, width, channels = *size, image.shape[2]
     part = _crop(image, box)
-    if interpolation == cv2.INTER_AREA and (height > part.shape[0] or width > part.shape[1]):
+    if interpolation == cv2.INTER_AREA and (size[0] > part.shape[0] or size[1] > part.shape[1]):
         interpolation = cv2.INTER_LINEAR
-    return cv2.resize(part, (width, height), interpolation=interpolation).reshape(height, width, channels)
+    return cv2.resize(part, size[::-1], interpolation=interpolation)
 
 
 def _tf1_bilinear(image: np.ndarray, size: tuple[int, int], box: Box) -> np.ndarray:
@@ -99,7 +97,6 @@ METHODS: dict[str, Callable[[np.ndarray, tuple[int, int], Box], np.ndarray]] = {
     "tf1_bilinear": _tf1_bilinear,
 }
 
-# See `evaluation_image`.
 PRESETS: dict[str, dict[str, Any]] = {
     "slim": {"crop": "central", "crop_fraction": 0.875, "resize": "tf1_bilinear"},
     "timm": {"crop": "shorter_side", "crop_fraction": 0.897, "resize": "pillow_bicubic"},

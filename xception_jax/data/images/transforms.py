@@ -65,8 +65,7 @@ class EvaluationTransform:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainTransform:
-    """The part of the augmentation that needs the whole image, or OpenCV; `augment.Augmentation` is the other
-    part.
+    """The augmentation that needs the whole image, or OpenCV; `augment.Augmentation` follows on the device.
 
     Attributes:
       image_size: in pixels.
@@ -74,9 +73,7 @@ class TrainTransform:
       crop: "none": the whole image is resized. "pad": it is resized, padded with zeros on all sides, and cut back
         at random. "random_resized": a random box is resized.
       pad_pixels: on each side, for "pad".
-      area: smallest and largest share of the image's area, for "random_resized" (0.05 to 1 in TensorFlow's
-        Inception).
-      aspect: smallest and largest ratio of width to height of the box, for "random_resized".
+      area, aspect: see `random_box`; TensorFlow's Inception has area (0.05, 1).
       randaugment_ops, randaugment_magnitude: see `randaugment.rand_augment`; 0 operations = none.
     """
 

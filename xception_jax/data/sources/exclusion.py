@@ -1,5 +1,6 @@
 """Leaving listed images out of the evaluation, such as the blacklist of the ILSVRC validation images."""
 
+import collections
 import dataclasses
 import functools
 import pathlib
@@ -50,14 +51,11 @@ def _find(listed: set[Name], files: list[Name], refusal: Refusal) -> set[int]:
 
     Two names mean the same image if their last parts are equal, as many parts as the shorter name has.
     """
-    found, unknown = set(), []
-    tables: dict[int, dict[Name, list[int]]] = {len(name): {} for name in listed}
-    for depth, table in tables.items():
-        for index, file in enumerate(files):
-            table.setdefault(file[-depth:], []).append(index)
+    found, unknown, by_stem = set(), [], collections.defaultdict(list)
+    for index, file in enumerate(files):
+        by_stem[file[-1]].append(index)
     for name in sorted(listed):
-        ends = (name[-depth:] for depth in range(len(name), 0, -1))
-        places = [index for end in ends for index in tables[len(name)].get(end, ())]
+        places = [i for i in by_stem[name[-1]] if files[i][-len(name) :] == name[-len(files[i]) :]]
         if len(places) > 1:
             first, second = ("/".join(files[index]) for index in places[:2])
             raise refusal(f"lists {'/'.join(name)!r}, which is {first!r} or {second!r}; write it with its folder")
@@ -73,7 +71,6 @@ def _find(listed: set[Name], files: list[Name], refusal: Refusal) -> set[int]:
 
 
 def _read(path: str | pathlib.Path, refusal: Refusal) -> set[Name]:
-    """The names in a list."""
     try:
         lines = [line.strip() for line in pathlib.Path(path).read_text().splitlines()]
     except (OSError, UnicodeDecodeError) as error:
