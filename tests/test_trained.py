@@ -133,6 +133,8 @@ def test_every_recipe_runs_its_smoke_variant(path, tmp_path):
     config = runpy.run_path(str(path))["get_config"]("smoke")
     if path.stem != "digits":
         config.model.implementation = "xla"  # compiles faster
+    if path.stem == "folder_xception":  # as for weights from elsewhere
+        config.data.label_offset, config.data.channel_order = 1, "bgr"
     root = DATA[path.stem](tmp_path)
     config.data.root = None if root is None else str(root)
     result = loop.train(config, tmp_path / "run")
@@ -143,6 +145,10 @@ def test_every_recipe_runs_its_smoke_variant(path, tmp_path):
     names = ("blue", "green", "red") if path.stem == "folder_xception" else tuple(COLORS)
     assert trained.class_names == expected.get(path.stem, names)
     assert trained.inputs.preprocessing.exif_orientation == (path.stem == "folder_xception")
+    if path.stem == "folder_xception":
+        probabilities = trained.predict([np.zeros((9, 9, 3), np.uint8)])
+        assert probabilities.shape == (1, 3) and 0 < probabilities.sum() < 1  # the fourth output names no class
+        assert trained.recipe.model["num_classes"] == 4 and trained.inputs.preprocessing.channel_order == "bgr"
     if trained.multilabel:
         assert all(0 < values["map100"] <= 1 for values in result.evaluation.values())
         assert report.describe(result.evaluation, 9).count("MAP@100") == 2
@@ -173,6 +179,15 @@ def test_probabilities_add_up_and_sizes_may_differ(run):
     probabilities = trained.predict(images)
     assert probabilities.shape == (2, 10)
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-5)
+
+
+def test_predicting_any_number_of_images_compiles_few_programs(run):
+    trained = xception_jax.load(run[0])
+    images = data.load("digits").validation.images[:9]
+    whole = trained.predict(images)
+    for count in range(1, 10):
+        np.testing.assert_allclose(trained.predict(images[:count]), whole[:count], rtol=1e-5)
+    assert trained._probabilities.func._cache_size() == 5  # for 1, 2, 4, 8 and 16 images
 
 
 def test_best_is_the_highest_top1_of_the_averaged_weights(run):
