@@ -7,18 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from xception_jax.ops.windows import (
-    Pair,
-    Pairs,
-    accumulator,
-    choose,
-    output_size,
-    pad,
-    pad_pairs,
-    pair,
-    shifted,
-    taps,
-)
+from xception_jax.ops.windows import Pair, Pairs, accumulator, as_pairs, choose, output_size, pad, shifted, taps
 
 
 def conv(
@@ -36,7 +25,8 @@ def conv(
       x: images or features, float[N, H, W, C].
       kernel: float[kh, kw, C / groups, features].
       strides: strides in pixels, one number or (rows, columns).
-      padding: "SAME", "VALID" or ((top, bottom), (left, right)) in pixels.
+      padding: "SAME" (the rule of XLA and TensorFlow, which adds an odd pixel at the end), "VALID", or
+        ((top, bottom), (left, right)) in pixels.
       groups: number of contiguous groups of channels; each group is convolved separately into features / groups
         features.
       implementation: "xla" or "shift"; None: "shift" on CPU, "xla" elsewhere. "shift" is one matrix product with
@@ -55,8 +45,7 @@ def conv(
     """
     if x.shape[-1] != kernel.shape[2] * groups or kernel.shape[3] % groups:
         raise ValueError(f"conv in {groups} groups: x {x.shape} and kernel {kernel.shape} do not fit")
-    strides, window = pair(strides), kernel.shape[:2]
-    padding = pad_pairs(x.shape[1:3], window, strides, padding)
+    _, strides, padding = as_pairs(x.shape[1:3], kernel.shape[:2], strides, padding)
     if choose(implementation) == "shift":
         return _shift_groups(x, kernel, strides, padding, groups)
     return lax.conv_general_dilated(

@@ -1,9 +1,4 @@
-"""Depthwise convolution: one spatial kernel per channel.
-
-There are two implementations. "xla" is the reference: XLA's grouped convolution with one group per channel.
-"shift" adds shifted copies of the input, multiplied by the kernel's taps, and defines its own derivative. On CPU
-it is many times faster, because XLA's CPU backend has no fast grouped convolution.
-"""
+"""Depthwise convolution: one spatial kernel per channel."""
 
 import functools
 from collections.abc import Sequence
@@ -13,45 +8,32 @@ import jax.numpy as jnp
 from jax import lax
 
 from xception_jax.ops.convolution import conv
-from xception_jax.ops.windows import (
-    Pair,
-    Pairs,
-    accumulator,
-    choose,
-    output_size,
-    pad,
-    pad_pairs,
-    pair,
-    shifted,
-    taps,
-)
+from xception_jax.ops.windows import Pair, Pairs, accumulator, as_pairs, choose, output_size, pad, shifted, taps
 
 
 def depthwise_conv(
     x: jax.Array,
     kernel: jax.Array,
     *,
-    strides: int | tuple[int, int] = 1,
-    padding: str | Sequence[tuple[int, int]] = "SAME",
+    strides: int | Pair = 1,
+    padding: str | Sequence[Pair] = "SAME",
     implementation: str | None = None,
 ) -> jax.Array:
-    """Convolves every channel of `x` with its own kernel (cross-correlation, as in all frameworks).
+    """Convolves every channel of `x` with its own kernel.
 
     Args:
       x: images or features, float[N, H, W, C].
       kernel: float[kh, kw, 1, C], XLA's layout for a convolution with C groups.
-      strides: strides in pixels, one number or (rows, columns).
-      padding: "SAME" (the rule of XLA and TensorFlow, which adds an odd pixel at the end), "VALID", or
-        ((top, bottom), (left, right)) in pixels.
-      implementation: "xla" or "shift"; None: "shift" on CPU, where measurements show that it is faster
-        (results/speed.csv), "xla" on other platforms, where the two were not measured yet.
+      strides, padding: as in `conv`.
+      implementation: "xla" is the reference, a convolution with one group per channel. "shift" adds shifted copies
+        of the input, multiplied by the kernel's taps, and defines its own derivative. None: "shift" on CPU, where
+        XLA has no fast grouped convolution (results/speed.csv), "xla" elsewhere, where it was not measured yet.
 
     Returns:
       float[N, H', W', C] in the dtype of `x`; "shift" accumulates in float32 or wider.
 
     Raises:
-      SettingError: if `implementation` is unknown.
-      ValueError: if the shapes of x and kernel do not match, or the window is larger than the padded input.
+      SettingError, ValueError: as in `conv`.
 
     >>> x = jnp.arange(9.0).reshape(1, 3, 3, 1)
     >>> depthwise_conv(x, jnp.ones((3, 3, 1, 1)), padding="VALID").item()
@@ -61,8 +43,7 @@ def depthwise_conv(
         raise ValueError(
             f"depthwise_conv needs x [N, H, W, C] and kernel [kh, kw, 1, C]; got {x.shape} and {kernel.shape}"
         )
-    strides = pair(strides)
-    padding = pad_pairs(x.shape[1:3], kernel.shape[:2], strides, padding)
+    _, strides, padding = as_pairs(x.shape[1:3], kernel.shape[:2], strides, padding)
     if choose(implementation) == "shift":
         return _shift(x, kernel, strides, padding)
     return conv(x, kernel, strides=strides, padding=padding, groups=x.shape[-1], implementation="xla")
@@ -104,10 +85,7 @@ def _shift_forward(x, kernel, strides, padding):
 
 
 def _shift_backward(strides, padding, residuals, dy):
-    """Gradients of the input and the kernel.
-
-    The input's gradient is the same operation with the flipped kernel on the dilated output gradient.
-    """
+    """The input's gradient is the same operation with the flipped kernel on the dilated output gradient."""
     padded, kernel = residuals
     window, out = kernel.shape[:2], dy.shape[1:3]
     size, count = _blocks(out[0])
@@ -140,12 +118,8 @@ def _kernel_gradient(padded, dy, first, window, strides, blocks):
     and so on, where count is the number of blocks. The second step adds the remaining [N, count, W', C] numbers by
     a matrix product with ones.
 
-    Args:
-      padded: the padded input, float[N, rows, columns, C].
-      dy: an array that contains the output gradient, followed by zeros that complete the blocks.
-      first: row and column of `dy` at which the output gradient begins.
-      window, strides: window and strides of the convolution.
-      blocks: (rows per block, number of blocks, columns of the output gradient).
+    The output gradient begins at row and column `first` of `dy` and is followed by zeros that complete the blocks;
+    `blocks` is (rows per block, number of blocks, columns of the output gradient).
     """
     size, count, columns = blocks
     dtype = accumulator(padded.dtype)

@@ -7,18 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from xception_jax.ops.windows import (
-    Pair,
-    Pairs,
-    accumulator,
-    choose,
-    output_size,
-    pad,
-    pad_pairs,
-    pair,
-    shifted,
-    taps,
-)
+from xception_jax.ops.windows import Pair, Pairs, accumulator, as_pairs, choose, output_size, pad, shifted, taps
 
 
 def max_pool(
@@ -36,8 +25,7 @@ def max_pool(
     Args:
       x: float[N, H, W, C].
       window: height and width of a window in pixels, one number or (rows, columns); at most 127 pixels in total.
-      strides: strides in pixels, one number or (rows, columns).
-      padding: "SAME", "VALID" or ((top, bottom), (left, right)) in pixels; padding is never the largest value.
+      strides, padding: as in `conv`; padding is never the largest value.
       implementation: "xla" (reduce_window) or "shift"; None: "shift" on CPU, "xla" elsewhere. "shift" takes the
         maximum of shifted copies and keeps its position for the gradient, for which XLA's search is slow on CPU.
 
@@ -51,8 +39,7 @@ def max_pool(
     >>> max_pool(jnp.arange(9.0).reshape(1, 3, 3, 1), 2, strides=1, padding="VALID").ravel().tolist()
     [4.0, 5.0, 7.0, 8.0]
     """
-    window, strides = pair(window), pair(strides)
-    padding = pad_pairs(x.shape[1:3], window, strides, padding)
+    window, strides, padding = as_pairs(x.shape[1:3], window, strides, padding)
     if choose(implementation) == "shift":
         return _shift(x, window, strides, padding, x.shape[1:3])
     return lax.reduce_window(x, -jnp.inf, lax.max, (1, *window, 1), (1, *strides, 1), ((0, 0), *padding, (0, 0)))
@@ -128,8 +115,7 @@ def avg_pool(
     Args:
       x: float[N, H, W, C].
       window: height and width of a window in pixels, one number or (rows, columns).
-      strides: strides in pixels, one number or (rows, columns).
-      padding: "SAME", "VALID" or ((top, bottom), (left, right)) in pixels, less than the window.
+      strides, padding: as in `conv`; padding is less than the window.
 
     Returns:
       float[N, H', W', C] in the dtype of `x`; sums are computed in float32 or wider.
@@ -140,8 +126,7 @@ def avg_pool(
     >>> avg_pool(jnp.arange(4.0).reshape(1, 2, 2, 1), 3, strides=1).ravel().tolist()
     [1.5, 1.5, 1.5, 1.5]
     """
-    window, strides = pair(window), pair(strides)
-    padding = pad_pairs(x.shape[1:3], window, strides, padding)
+    window, strides, padding = as_pairs(x.shape[1:3], window, strides, padding)
 
     def sums(x: jax.Array) -> jax.Array:
         return lax.reduce_window(x, 0.0, lax.add, (1, *window, 1), (1, *strides, 1), ((0, 0), *padding, (0, 0)))

@@ -17,26 +17,25 @@ Pair = tuple[int, int]
 Pairs = tuple[Pair, Pair]
 
 
-def pair(value: int | Sequence[int]) -> Pair:
-    """(rows, columns), from one number for both or from two numbers."""
-    return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
+def as_pairs(
+    size: Pair, window: int | Pair, strides: int | Pair, padding: str | Sequence[Pair]
+) -> tuple[Pair, Pair, Pairs]:
+    """Window and strides as (rows, columns), and padding as ((top, bottom), (left, right)), all in pixels.
 
-
-def pad_pairs(size: Pair, window: Pair, strides: Pair, padding: str | Sequence[Pair]) -> Pairs:
-    """The padding in pixels, ((top, bottom), (left, right)).
-
-    "SAME" follows the rule of XLA and TensorFlow: an odd pixel is added at the end.
+    One number stands for both directions. "SAME" follows the rule of XLA and TensorFlow: an odd pixel is added at
+    the end.
 
     Raises:
       ValueError: if the window is larger than the padded input.
     """
+    window, strides = ((v, v) if isinstance(v, int) else tuple(v) for v in (window, strides))
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(size, window, strides, padding)
     (top, bottom), (left, right) = padding
     pairs = (int(top), int(bottom)), (int(left), int(right))
     if min(output_size(size, window, strides, pairs)) < 1:
         raise ValueError(f"window {window} is larger than the input of {size} with padding {pairs}")
-    return pairs
+    return window, strides, pairs
 
 
 def output_size(size: Pair, window: Pair, strides: Pair, padding: Pairs) -> Pair:
