@@ -79,7 +79,7 @@ class TestPipeline:
 
         monkeypatch.setattr(data, "train_batches", recorded)
         command.pipeline(work, 1)
-        reader = data.Reader(work.sample.source, command.DECODE)
+        reader = data.Reader(work.source, command.DECODE)
         plain = train_batches(reader, work.transform, batch_size=4, seed=images.SEED, num_threads=1)
         expected = [next(plain)["image"] for _ in range(6)][3:]
         plain.close()
@@ -117,17 +117,15 @@ class TestCommand:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(photographs[number]["image"])
         root = str(tmp_path / "own")
-        sample = images.find(argparse.Namespace(data_name="folder", root=root, images=3), tmp_path)
-        names = [pathlib.Path(sample.source.name(index)).name for index in range(4)]
-        assert sample.count == 3 and names == [
-            "0.jpg",
-            "8.jpg",
-            "7.jpg",
-            "0.jpg",
+        flags = {"data_name": "folder", "root": root, "images": 3, "batch": 3, "image_size": 32}
+        work = images.Work.from_arguments(argparse.Namespace(resize="bilinear", **flags), tmp_path)
+        names = [
+            pathlib.Path(work.source.name(index)).name for index in range(4)
         ]  # of a: 0 2 4 6 8, of b: 1 3 5 7
-        assert len(sample.source) >= images.LENGTH
+        assert work.count == 3 and names == ["0.jpg", "8.jpg", "7.jpg", "0.jpg"]
+        assert len(work.source) >= images.LENGTH
         sizes = [len(photographs[number]["image"]) for number in (0, 8, 7)]
-        assert sample.kilobytes == pytest.approx(np.mean(sizes) / 1000)
+        assert work.kilobytes == pytest.approx(np.mean(sizes) / 1000)
         measured = benchmark(*TINY, "--data-name=folder", f"--root={root}")
         assert {row["inputs"].partition(",")[0] for row in measured} == {f"folder {root}"}
 

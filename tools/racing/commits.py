@@ -6,7 +6,6 @@ import dataclasses
 import json
 import os
 import pathlib
-import subprocess
 import sys
 import tempfile
 
@@ -92,6 +91,5 @@ def make_row(
 
 def commit(root: pathlib.Path) -> str:
     """A name of a checkout: its commit, else its path."""
-    git = ["git", "-C", str(root), "rev-parse", "--short", "HEAD"]
-    done = subprocess.run(git, capture_output=True, text=True)
-    return f"commit {done.stdout.strip()}" if done.returncode == 0 else str(root)
+    found = device.commit(root)
+    return f"commit {found}" if found else str(root)

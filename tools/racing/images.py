@@ -61,9 +61,11 @@ def run(arguments: argparse.Namespace) -> None:
                 sides[SIDES[name]] = lambda n, worker=worker: worker() / work.images
             else:
                 sides[SIDES[name]] = Pillow(work, rounds, draft=name == "draft")
-        seconds = [{name: side(number) for name, side in sides.items()} for number in range(len(rounds))]
+        times = [{name: side(number) for name, side in sides.items()} for number in range(len(rounds))]
+    seconds = {name: [each[name] for each in times[1:]] for name in sides}  # the first round warms up
     versions = data.versions() | (worker.greeting["versions"] if "tfdata" in arguments.against else {})
-    measured = make_rows(work, seconds[1:], versions)  # the first round warms up
+    shared = {"what": data.PREPARE, "inputs": work.inputs, "images": 1, "libraries": versions}
+    measured = rows.compare("by", seconds, **shared)
     rows.append(arguments.csv, measured)
     print("\n".join(map(describe, measured)) + f"\nadded to {arguments.csv}")
 
@@ -81,9 +83,9 @@ Round = tuple[Task, ...]
 def write_files(work: data.Work, folder: pathlib.Path) -> list[str]:
     """Writes the images of the sample into a folder, since they may come from record files; their paths."""
     files = []
-    for number in range(work.sample.count):
+    for number in range(work.count):
         path = folder / f"file-{number}"
-        path.write_bytes(work.sample.source[number]["image"])
+        path.write_bytes(work.source[number]["image"])
         files.append(str(path))
     return files
 
@@ -152,7 +154,7 @@ def tfdata_command(work: data.Work, rounds: list[Round], python: str, folder: pa
         with open(file, "rb") as opened:
             if opened.read(3) != b"\xff\xd8\xff":
                 number = int(file.rpartition("-")[2])
-                name = work.sample.source.name(number)
+                name = work.source.name(number)
                 raise UserError(f"--against=tfdata: decodes parts of JPEG files only, and {name} is none")
     path = folder / "tasks.json"
     windows = [_window(task.box) for task in tasks]
@@ -166,23 +168,6 @@ def _window(box: Box) -> tuple[int, int, int, int]:
     """A box as (top, left, height, width) in whole pixels, one at least."""
     left, top, right, bottom = map(round, box)
     return top, left, max(bottom - top, 1), max(right - left, 1)
-
-
-def make_rows(work: data.Work, seconds: list[dict[str, float]], versions: dict[str, str]) -> list[rows.Row]:
-    """A row for each side; the others have the ratio to the pipeline's CPU time, round by round."""
-    ours = [times[data.PIPELINE] for times in seconds]
-    return [
-        rows.make(
-            data.PREPARE,
-            name,
-            work.inputs,
-            images=1,
-            seconds=[times[name] for times in seconds],
-            reference=None if name == data.PIPELINE else (data.PIPELINE, ours),
-            libraries=versions,
-        )
-        for name in seconds[0]
-    ]
 
 
 def describe(row: rows.Row) -> str:

@@ -11,7 +11,7 @@ from racing.process import WORKERS, Worker
 from xception_jax import models
 from xception_jax.commands import device, steps
 from xception_jax.commands.benchmark import rows
-from xception_jax.commands.benchmark.step import add_mode_argument, modes
+from xception_jax.commands.benchmark.step import MODES, add_mode_argument
 from xception_jax.commands.steps import Workload
 from xception_jax.errors import UserError
 
@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"{work.name}, {work.batch} x {work.inputs}, on {device.describe()}", flush=True)
     if peer.dtype != work.dtype:
         print(f"note: {peer} computes in {peer.dtype}, this package in {work.dtype}")
-    for mode in modes(arguments):
+    for mode in MODES[arguments.mode]:
         theirs = Worker(peer.library, peer.command(work, mode), install=PACKAGES[peer.library])
         with theirs, Worker("xception_jax", own_command(work, mode)) as ours:
             measured = race(work, mode, peer, ours, theirs, arguments.rounds)

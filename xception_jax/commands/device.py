@@ -45,14 +45,13 @@ def command() -> str:
     return f"python {program} {shlex.join(sys.argv[1:])}"
 
 
-def commit() -> str:
-    """The commit of this source tree; empty where it is not a git checkout."""
+def commit(folder: pathlib.Path = pathlib.Path(__file__).parent) -> str:
+    """The commit of the source tree around a folder, of this one by default; empty if it is not a git checkout."""
     git = ["git", "rev-parse", "--short", "HEAD"]
     try:
-        done = subprocess.run(git, cwd=pathlib.Path(__file__).parent, capture_output=True, text=True)
+        return subprocess.run(git, cwd=folder, capture_output=True, text=True).stdout.strip()
     except OSError:  # no git
         return ""
-    return done.stdout.strip()
 
 
 def busy_share() -> float | None:
@@ -77,8 +76,6 @@ def busy_share() -> float | None:
 
 def _cpu_model() -> str:
     """The processor's name as Linux gives it, else as Python does."""
-    try:
-        found = re.search(r"^model name\s*: (.*)$", pathlib.Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    except OSError:
-        found = None
+    info = pathlib.Path("/proc/cpuinfo")
+    found = re.search(r"^model name\s*: (.*)$", info.read_text() if info.exists() else "", re.MULTILINE)
     return found[1].strip() if found else platform.processor() or platform.machine()

@@ -23,15 +23,7 @@ WARM_UP = 2  # calls before the first that a caller sees
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Workload:
-    """A model and the images it gets.
-
-    Attributes:
-      model: a key of `models.MODELS`.
-      batch: images a step.
-      image_size: their height and width in pixels.
-      dtype: of the computation, a field of the model's `Config`.
-      settings: other fields of the model's `Config`.
-    """
+    """A key of `models.MODELS`, fields of its `Config`, and the images of a step: how many, and pixels a side."""
 
     model: str
     batch: int
@@ -56,7 +48,7 @@ class Workload:
         return models.create_model(self.model, rngs=nnx.Rngs(key), **fields)
 
     def abstract_model(self, **settings: Any) -> nnx.Module:
-        """The model without arrays."""
+        """The same without arrays."""
         return nnx.eval_shape(lambda: self.create_model(jax.random.key(0), **settings))
 
     def forward_jaxpr(self) -> core.Jaxpr:
@@ -66,13 +58,13 @@ class Workload:
           ValueError: if the images are too small for the model.
         """
         model = self.abstract_model(implementation="xla")
-        graphdef, params, model_state = state.split(model)
+        graphdef, *arrays = state.split(model)
         shape = (1, self.image_size, self.image_size, model.config.in_channels)
 
-        def forward(params, model_state, image):
-            return nnx.merge(graphdef, params, model_state)(image, train=False)
+        def forward(image, *arrays):
+            return nnx.merge(graphdef, *arrays)(image, train=False)
 
-        return jax.make_jaxpr(forward)(params, model_state, jax.ShapeDtypeStruct(shape, jnp.float32)).jaxpr
+        return jax.make_jaxpr(forward)(jax.ShapeDtypeStruct(shape, jnp.float32), *arrays).jaxpr
 
 
 def add_arguments(parser: argparse.ArgumentParser, *, rounds: int) -> None:
@@ -90,9 +82,8 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="xception", help=f"one of {names} (default: xception)")
     parser.add_argument("--image-size", type=positive, help="pixels (default: the model's own)")
     about = "other fields of the model's Config, such as middle_blocks=1"
-    parser.add_argument(
-        "--set", dest="settings", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help=about
-    )
+    several = {"dest": "settings", "nargs": "+", "action": "extend", "default": []}
+    parser.add_argument("--set", metavar="KEY=VALUE", help=about, **several)
 
 
 def positive(text: str) -> int:
@@ -138,18 +129,13 @@ def _parse_setting(text: str) -> tuple[str, Any]:
 
 
 class Step:
-    """A compiled step with its arguments on the device, ready and warm; a call runs it once.
+    """A compiled step of one of `MODES` with its arguments on the device, ready and warm; a call runs it once.
 
     A training step uses SGD with momentum 0.9 and without weight decay, and hands its state to the next call. An
     inference is the evaluation step, which computes the logits, their loss and the hits.
-
-    Attributes:
-      compiled: JAX's compiled program.
-      compile_seconds: what tracing and compiling took.
     """
 
     def __init__(self, workload: Workload, mode: str):
-        """`mode` is one of `MODES`."""
         optimizer = optim.make_optimizer("sgd", 0.01, momentum=0.9, weight_decay=0.0)
 
         def init(key):
@@ -157,17 +143,17 @@ class Step:
 
         train_state = jax.jit(init)(jax.random.key(0))
         model = workload.abstract_model()
-        batch, (graphdef, *_) = synthetic_batch(workload), state.split(model)
+        graphdef, *_ = state.split(model)
         images = inputs.of_model(model.PREPROCESSING, channels=model.config.in_channels)
         objective = metrics.Objective(num_classes=model.config.num_classes)
         settings = {"prepare": images.prepare, "objective": objective}
         self._training = mode == "train"
         if self._training:
             function = step.make_train_step(graphdef, optimizer, **settings)
-            self._carried, self._fixed = train_state, (batch, jax.random.key(1))
+            self._carried, self._fixed = train_state, (synthetic_batch(workload), jax.random.key(1))
         else:
             function = step.make_eval_step(graphdef, **settings)
-            self._carried, self._fixed = state.weight_sets(train_state), (batch,)
+            self._carried, self._fixed = state.weight_sets(train_state), (synthetic_batch(workload),)
         jitted = jax.jit(function, donate_argnums=0 if self._training else ())
         start = time.perf_counter()
         self.compiled = jitted.lower(self._carried, *self._fixed).compile()

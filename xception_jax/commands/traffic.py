@@ -4,33 +4,20 @@ import math
 import re
 from typing import NamedTuple
 
-# These move nothing: they name values, or group them.
-FREE = {
-    "parameter",
-    "constant",
-    "tuple",
-    "get-tuple-element",
-    "bitcast",
-    "after-all",
-    "partition-id",
-    "replica-id",
-}
+NAME = r"%?([\w.\-]+)"
+FREE = r"parameter|constant|tuple|get-tuple-element|bitcast|after-all|\w+-id|.*-done"  # they move nothing
 SLICES = {"dynamic-slice", "slice", "gather"}
 
 
 class Instruction(NamedTuple):
-    """An HLO instruction: `name = shape opcode(operands), attributes`; `bytes` are those of its shape."""
+    """An HLO instruction; `bytes` are those of its result, `called` are the computations that it runs."""
 
     name: str
     bytes: int
     opcode: str
     operands: list[str]
-    attributes: str
-
-    def called(self, *attributes: str) -> list[str]:
-        """Names of the computations in attributes such as "calls"."""
-        found = re.findall(rf"\b(?:{'|'.join(attributes)})=(\{{[^}}]*\}}|%[\w.\-]+)", self.attributes)
-        return re.findall(r"%([\w.\-]+)", " ".join(found))
+    called: list[str]
+    trips: int
 
 
 Computation = dict[str, Instruction]  # by name, the result last
@@ -45,14 +32,19 @@ def count(hlo: str) -> int:
     """
     computations: dict[str, Computation] = {}
     for line in hlo.splitlines():
-        if header := re.match(r"(ENTRY )?%?([\w.\-]+) .*\{$", line):
+        if header := re.match(rf"(ENTRY )?{NAME} .*\{{$", line):
             current = computations["ENTRY" if header[1] else header[2]] = {}
-        elif found := re.match(r"\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)", line):
-            name, shape, opcode, rest = found.groups()
-            operands, _, attributes = rest.partition("), ")
-            operands = re.findall(r"%([\w.\-]+)", operands)
-            current[name] = Instruction(name, _size(shape), opcode, operands, attributes)
+        elif found := re.match(rf"\s+(?:ROOT )?{NAME} = (\(.*?\)|\S+) ([\w\-]+)\((.*)", line):
+            current[found[1]] = _parse(*found.groups())
     return _count(computations, "ENTRY")
+
+
+def _parse(name: str, shape: str, opcode: str, rest: str) -> Instruction:
+    operands, _, attributes = rest.partition("), ")
+    called = re.findall(r"\b(?:body|condition|calls|to_apply|\w+_computations?)=(\{.*?\}|%\S+)", attributes)
+    trips = re.search(r'"known_trip_count":\{"n":"(\d+)"', attributes)
+    names = (re.findall(r"%([\w.\-]+)", text) for text in (operands, " ".join(called)))
+    return Instruction(name, _size(shape), opcode, *names, int(trips[1]) if trips else 1)
 
 
 def _size(shape: str) -> int:
@@ -68,25 +60,19 @@ def _count(computations: dict[str, Computation], name: str) -> int:
 
 def _moved(computations: dict[str, Computation], body: Computation, instruction: Instruction) -> int:
     """Bytes that one instruction of a computation reads and writes."""
-    match instruction.opcode:
-        case "while":
-            trips = re.search(r'"known_trip_count":\{"n":"(\d+)"', instruction.attributes)
-            parts = instruction.called("body", "condition")
-            return int(trips[1] if trips else 1) * sum(_count(computations, part) for part in parts)
-        case "conditional":
-            branches = instruction.called("branch_computations", "true_computation", "false_computation")
-            return max(_count(computations, branch) for branch in branches)
-        case "call" | "async-start":
-            return _count(computations, instruction.called("to_apply", "calls")[0])
-        case "fusion":
-            inner = computations[instruction.called("calls")[0]]
-            parameters = [part for part in inner.values() if part.opcode == "parameter"]
-            return sum(_read(inner, part) for part in parameters) + _written(inner, list(inner.values())[-1])
-        case opcode if opcode in FREE or opcode.endswith("-done"):  # of what runs in the background
-            return 0
-    operands = [body[operand] for operand in dict.fromkeys(instruction.operands)]
+    if re.fullmatch(FREE, instruction.opcode):
+        return 0
+    if instruction.opcode == "fusion":
+        inner = computations[instruction.called[0]]
+        *_, result = inner.values()
+        inputs = [part for part in inner.values() if part.opcode == "parameter"]
+        return sum(_read(inner, value) for value in inputs) + _written(inner, result)
+    if instruction.opcode in ("while", "call", "conditional", "async-start"):
+        parts = [_count(computations, name) for name in instruction.called]
+        return max(parts) if instruction.opcode == "conditional" else instruction.trips * sum(parts)
+    inputs = [body[operand] for operand in dict.fromkeys(instruction.operands)]
     alone = {instruction.name: instruction}
-    return sum(_read(alone, operand) for operand in operands) + _written(body, instruction)
+    return sum(_read(alone, value) for value in inputs) + _written(body, instruction)
 
 
 def _read(body: Computation, value: Instruction) -> int:

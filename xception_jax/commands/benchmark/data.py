@@ -17,10 +17,9 @@ import cv2
 from xception_jax import data
 from xception_jax.commands import device
 from xception_jax.commands.benchmark import images, rows
+from xception_jax.commands.benchmark.images import DECODE, Work
 from xception_jax.commands.steps import positive
-from xception_jax.data.images.resizing import METHODS
-from xception_jax.data.images.transforms import Decode, TrainTransform
-from xception_jax.errors import UserError
+from xception_jax.data.dataset import Subset
 from xception_jax.run import memory
 
 PREPARE, BATCH, PIPELINE = "prepare", "batch", "pipeline"
@@ -31,7 +30,6 @@ STAGES = {
     "transform": "crop and resize to the model's size",
     BATCH: "the rest: order, threads, images -> batch",
 }
-DECODE = Decode(orientation=False, background="white")  # the defaults of training
 Times = dict[str, float]  # stage -> CPU seconds of an image, all threads together
 
 
@@ -44,9 +42,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_work_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the flags that say what is prepared, how often, and where the rows go."""
     images.add_arguments(parser)
-    parser.add_argument("--image-size", type=positive, default=299, help="of the model, in pixels (default: 299)")
-    parser.add_argument("--resize", choices=METHODS, default="bilinear", help="(default: bilinear)")
-    parser.add_argument("--batch", type=positive, default=32, help="images a batch (default: 32)")
     parser.add_argument("--rounds", type=positive, default=11, help="measurements (default: 11)")
     rows.add_argument(parser, "data.csv")
 
@@ -85,46 +80,8 @@ def one_core() -> Iterator[None]:
         os.sched_setaffinity(0, cores)
 
 
-@dataclasses.dataclass(frozen=True)
-class Work:
-    """What is prepared in each round: as many whole batches as the sample gives."""
-
-    sample: images.Sample
-    transform: TrainTransform
-    batch: int
-
-    @classmethod
-    def from_arguments(cls, arguments: argparse.Namespace, folder: pathlib.Path) -> "Work":
-        """The work that the flags describe; UserError if there are not enough images for a batch."""
-        sample = images.find(arguments, folder)
-        if sample.count < arguments.batch:
-            n = sample.count
-            raise UserError(f"--batch={arguments.batch}: there are only {n} images; choose at most {n}")
-        transform = TrainTransform(image_size=arguments.image_size, crop="random_resized", resize=arguments.resize)
-        return cls(sample, transform, arguments.batch)
-
-    def __str__(self) -> str:
-        return f"{self.sample.count} images ({self.inputs}) in batches of {self.batch}"
-
-    @property
-    def inputs(self) -> str:
-        """What an image is, and becomes."""
-        sample, transform = self.sample, self.transform
-        return f"{sample.title}, {sample.kilobytes:.0f} kB -> {transform.image_size} px, {transform.resize}"
-
-    @property
-    def batches(self) -> int:
-        """Batches a round."""
-        return self.sample.count // self.batch
-
-    @property
-    def images(self) -> int:
-        """Images a round."""
-        return self.batches * self.batch
-
-
 class Timed:
-    """A function, or a source of examples, with the CPU seconds that its thread spent in it."""
+    """A function, with the CPU seconds that its thread spent in it."""
 
     def __init__(self, function: Callable):
         self.seconds, self._function = 0.0, function
@@ -137,21 +94,13 @@ class Timed:
 
 
 @dataclasses.dataclass(frozen=True)
-class TimedSource:
+class TimedSource(Subset):
     """A source whose reading is timed."""
 
-    source: data.Source
     read: Timed
-
-    def __len__(self) -> int:
-        return len(self.source)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self.read(index)
-
-    def name(self, index: int) -> str:
-        """The name in the source."""
-        return self.source.name(index)
 
 
 def pipeline(work: Work, number: int) -> Times:
@@ -159,11 +108,11 @@ def pipeline(work: Work, number: int) -> Times:
 
     It reads ahead only while a batch is waited for, so no image is prepared outside of the measurement.
     """
-    source = work.sample.source
-    stages = {"read": Timed(source.__getitem__), "decode": Timed(DECODE), "transform": Timed(work.transform)}
-    reader = data.Reader(TimedSource(source, stages["read"]), stages["decode"], substitute=True)
+    source, decode, transform = Timed(work.source.__getitem__), Timed(DECODE), Timed(work.transform)
+    stages = {"read": source, "decode": decode, "transform": transform}
+    reader = data.Reader(TimedSource(**vars(work.source), read=source), decode, substitute=True)
     settings = {"batch_size": work.batch, "seed": images.SEED, "start_step": number * (1 + work.batches)}
-    batches = data.train_batches(reader, stages["transform"], num_threads=1, **settings)
+    batches = data.train_batches(reader, transform, num_threads=1, **settings)
     others = set(threading.enumerate())
     next(batches)  # starts the thread
     start, before = time.process_time(), {stage: timed.seconds for stage, timed in stages.items()}
@@ -180,26 +129,14 @@ def pipeline(work: Work, number: int) -> Times:
 
 def make_rows(work: Work, rounds: Sequence[Times]) -> list[rows.Row]:
     """A row for each stage, with its share of the whole."""
-    whole = (PREPARE, [times[PREPARE] for times in rounds])
-    return [
-        rows.make(
-            stage,
-            PIPELINE,
-            work.inputs,
-            images=1,
-            seconds=[times[stage] for times in rounds],
-            reference=None if stage == PREPARE else whole,
-            libraries=versions(),
-        )
-        for stage in STAGES
-    ]
+    seconds = {stage: [times[stage] for times in rounds] for stage in STAGES}
+    return rows.compare("what", seconds, by=PIPELINE, inputs=work.inputs, images=1, libraries=versions())
 
 
 def versions() -> dict[str, str]:
     """Versions of the libraries that prepare images."""
-    return {"opencv": cv2.__version__} | {
-        name: importlib.metadata.version(name) for name in ("numpy", "pillow", "grain")
-    }
+    others = {name: importlib.metadata.version(name) for name in ("numpy", "pillow", "grain")}
+    return {"opencv": cv2.__version__} | others
 
 
 def describe(measured: Sequence[rows.Row], *, feed: int) -> str:
@@ -208,9 +145,7 @@ def describe(measured: Sequence[rows.Row], *, feed: int) -> str:
     for row in measured:
         milliseconds, share = 1000 * row["seconds"], row.get("ratio", 1.0)
         lines.append(f"{row['what']:<10}{milliseconds:>9.3f}{share:>8.1%}  {STAGES[row['what']]}")
-    whole = measured[0]
-    return "\n".join([
-        *lines,
-        f"{rows.milliseconds(whole)} of CPU time an image, {1 / whole['seconds']:,.0f} images/s",
-        f"{feed:,} images/s take {feed * whole['seconds']:.1f} cores like this one",
-    ])  # fmt: skip
+    seconds = measured[0]["seconds"]
+    lines.append(f"{rows.milliseconds(measured[0])} of CPU time an image, {1 / seconds:,.0f} images/s")
+    lines.append(f"{feed:,} images/s take {feed * seconds:.1f} cores like this one")
+    return "\n".join(lines)

@@ -32,19 +32,14 @@ PASSES = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's flags."""
     steps.add_arguments(parser, rounds=5)
-    about = "instead of the layers: 3x3 convolutions of these shapes, such as 112x64/2 of MobileNet (depthwise) or"
-    about += " 19x728/1:4 (4 groups)"
+    about = "instead of the layers: 3x3 convolutions, such as 112x64/2 (depthwise) or 19x728/1:4 (4 groups)"
     metavar = "SIZExCHANNELS/STRIDE[:GROUPS]"
     parser.add_argument("--shapes", type=parse_layer, nargs="+", metavar=metavar, help=about)
     rows.add_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Prints and records the time, and the ratio to XLA's time, for each layer, pass and implementation.
-
-    Raises:
-      UserError: for a mistake in the flags.
-    """
+    """Prints and records the time, and the ratio to XLA's time, for each layer, pass and implementation."""
     memory.keep_freed_memory()  # as in training
     rows.check(arguments.csv)
     work = steps.from_arguments(arguments)
@@ -54,7 +49,9 @@ def run(arguments: argparse.Namespace) -> None:
     for layer, times in layers.items():
         print(f"{layer}" + (f": {times} of the model's layers" if times else ""))
         for name in PASSES:
-            measured = make_rows(layer, name, work, time_in_turn(layer, name, work, arguments.rounds))
+            seconds = time_in_turn(layer, name, work, arguments.rounds)
+            inputs = f"{layer}, {work.dtype}"
+            measured = rows.compare("by", seconds, what=name, inputs=inputs, images=work.batch)
             rows.append(arguments.csv, measured)
             for row in measured:
                 line = f"  {name:<16} {row['by']:<8} {rows.milliseconds(row):<28} {rows.ratio(row)}"
@@ -87,14 +84,9 @@ def find_layers(arguments: argparse.Namespace, work: Workload) -> collections.Co
 
 def layer_convs(layer: GroupedConv) -> dict[str, Conv]:
     """Each implementation of the layer, by name."""
-    if layer.depthwise:
-        function = functools.partial(ops.depthwise_conv, padding=layer.padding)
-    else:
-        function = functools.partial(ops.conv, padding=layer.padding, groups=layer.groups)
-    return {
-        name: functools.partial(function, strides=layer.strides, implementation=name)
-        for name in ops.IMPLEMENTATIONS
-    }
+    function = ops.depthwise_conv if layer.depthwise else functools.partial(ops.conv, groups=layer.groups)
+    conv = functools.partial(function, strides=layer.strides, padding=layer.padding)
+    return {name: functools.partial(conv, implementation=name) for name in ops.IMPLEMENTATIONS}
 
 
 def time_in_turn(layer: GroupedConv, name: str, work: Workload, rounds: int) -> dict[str, list[float]]:
@@ -120,18 +112,3 @@ def time_in_turn(layer: GroupedConv, name: str, work: Workload, rounds: int) -> 
             jax.block_until_ready(call(x, kernel, dy))
             seconds[implementation].append(time.perf_counter() - start)
     return {implementation: values[1:] for implementation, values in seconds.items()}
-
-
-def make_rows(layer: GroupedConv, name: str, work: Workload, seconds: dict[str, list[float]]) -> list[rows.Row]:
-    """A row for each implementation; all but XLA's have the ratio to its time."""
-    return [
-        rows.make(
-            name,
-            implementation,
-            f"{layer}, {work.dtype}",
-            images=work.batch,
-            seconds=values,
-            reference=None if implementation == REFERENCE else (REFERENCE, seconds[REFERENCE]),
-        )
-        for implementation, values in seconds.items()
-    ]

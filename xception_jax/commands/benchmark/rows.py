@@ -7,6 +7,7 @@ import pathlib
 import platform
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import jax
 
@@ -72,6 +73,16 @@ def make(
         "command": device.command(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+
+
+def compare(column: str, seconds: Mapping[str, Sequence[float]], **shared: Any) -> list[Row]:
+    """A row for each name in `seconds`, which stands in `column`; all but the first have the ratio to it."""
+    first = next(iter(seconds))
+    references = {name: (first, seconds[first]) for name in seconds if name != first}
+    return [
+        make(**{column: name}, seconds=values, reference=references.get(name), **shared)
+        for name, values in seconds.items()
+    ]
 
 
 def milliseconds(row: Mapping[str, object]) -> str:

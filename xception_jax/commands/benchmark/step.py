@@ -9,6 +9,7 @@ from xception_jax.commands import device, steps, summary, traffic
 from xception_jax.commands.benchmark import rows
 from xception_jax.run import memory
 
+MODES = {mode: (mode,) for mode in steps.MODES} | {"both": steps.MODES}
 TRACED_STEPS = 3
 
 
@@ -22,41 +23,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_mode_argument(parser: argparse.ArgumentParser) -> None:
-    """Declares --mode."""
-    choices = (*steps.MODES, "both")
-    parser.add_argument("--mode", choices=choices, default="both", help="what to measure (default: both)")
-
-
-def modes(arguments: argparse.Namespace) -> tuple[str, ...]:
-    """The modes that --mode names."""
-    return steps.MODES if arguments.mode == "both" else (arguments.mode,)
+    """Declares --mode, a key of `MODES`."""
+    parser.add_argument("--mode", choices=MODES, default="both", help="what to measure (default: both)")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Measures, prints and records each mode.
-
-    Raises:
-      UserError: for a mistake in the flags.
-    """
+    """Measures, prints and records each mode."""
     memory.keep_freed_memory()  # as in training
     rows.check(arguments.csv)
     work = steps.from_arguments(arguments)
     print(f"{work.name}, {work.batch} x {work.inputs}, on {device.describe()}", flush=True)
-    for mode in modes(arguments):
+    for mode in MODES[arguments.mode]:
         step = steps.Step(work, mode)
         seconds = [step() for _ in range(arguments.rounds)]
         row = rows.make(mode, work.name, work.inputs, images=work.batch, seconds=seconds)
         rows.append(arguments.csv, [row])
-        print("\n  ".join([describe(row, step), *counts(work, mode, step)]), flush=True)
+        speed = f"{rows.milliseconds(row)} a step, {row['images'] / row['seconds']:.3g} images/s"
+        line = f"{mode}: {speed}; compiled in {step.compile_seconds:.1f} s"
+        print("\n  ".join([line, *counts(work, mode, step)]), flush=True)
         if arguments.profile is not None:
             trace(step, arguments.profile / mode)
     print(f"added to {arguments.csv}")
-
-
-def describe(row: rows.Row, step: steps.Step) -> str:
-    """The row for people."""
-    speed = f"{rows.milliseconds(row)} a step, {row['images'] / row['seconds']:.3g} images/s"
-    return f"{row['what']}: {speed}; compiled in {step.compile_seconds:.1f} s"
 
 
 def counts(work: steps.Workload, mode: str, step: steps.Step) -> list[str]:
