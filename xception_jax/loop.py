@@ -27,6 +27,7 @@ from xception_jax.run import hosts, memory, workdir
 from xception_jax.run.checkpoint import Checkpoints, DamagedCheckpoints
 from xception_jax.run.interrupt import StopRequest
 from xception_jax.run.writers import Console, Writers
+from xception_jax.settings import within
 from xception_jax.task import Task
 
 PyTree = Any
@@ -89,10 +90,8 @@ def make_training(task: Task) -> Training:
     schedule = recipe.schedule.build(
         batch_size=recipe.batch_size, num_examples=num_examples, total_steps=recipe.steps("total", num_examples)
     )
-    try:
+    with within("config", "optimizer"):
         optim.path_mask(state.split(task.abstract_model())[1], recipe.optimizer.weight_decay_paths)
-    except SettingError as error:
-        raise error.within("config", "optimizer") from None
     optimizer = optim.make_optimizer(learning_rate=schedule, **recipe.optimizer.model_dump())
     return Training(optimizer, schedule, total, interval("evaluate_every"), interval("checkpoint_every"))
 

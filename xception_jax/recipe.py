@@ -14,7 +14,7 @@ from xception_jax import models, optim, sharding
 from xception_jax.data.inputs import INPUTS
 from xception_jax.errors import SettingError, UserError
 from xception_jax.run import workdir
-from xception_jax.settings import Row, Section, is_free, setting, table, to_config_dict, zero_is_none
+from xception_jax.settings import Row, Section, is_free, setting, table, to_config_dict, within, zero_is_none
 
 Duration = Annotated[float | None, zero_is_none]
 WholeDuration = Annotated[int | None, zero_is_none]
@@ -94,29 +94,19 @@ def parse(config: ConfigDict | Mapping[str, Any]) -> Recipe:
       SettingError: names the first setting that cannot be used, as "config.SECTION.NAME".
     """
     values = _to_tuples(config.to_dict() if isinstance(config, ConfigDict) else dict(config))
-    try:
-        model = _section("model", values)
-        if "name" not in model:
-            raise SettingError("model.name", None, f"is missing: choose one of {', '.join(models.MODELS)}")
-        cls = _within("model", models.model_class, model["name"])
+    with within("config"):
+        model = _parse_model(**_section("model", values))
+        cls = models.model_class(model["name"])
         modality = INPUTS[cls.INPUTS]
         values["data"] = modality.data_defaults(cls.PREPROCESSING) | dict(_section("data", values))
-        sections = {
-            name: _within(name, section, **_section(name, values)) for name, section in modality.SETTINGS.items()
-        }
-        recipe = Recipe(model=_parse_model(**model), **sections, **values)
+        sections = {}
+        for name, section in modality.SETTINGS.items():
+            given = _section(name, values)
+            with within(name):
+                sections[name] = section(**given)
+        recipe = Recipe(model=model, **sections, **values)
         _check_combinations(recipe)
-    except SettingError as error:
-        raise error.within("config") from None
     return recipe
-
-
-def _within(section: str, function: Any, /, *args: Any, **kwargs: Any) -> Any:
-    """Calls a function whose SettingErrors are about settings of a section."""
-    try:
-        return function(*args, **kwargs)
-    except SettingError as error:
-        raise error.within(section) from None
 
 
 def _section(name: str, values: dict[str, Any]) -> Mapping[str, Any]:
@@ -134,12 +124,15 @@ def _to_tuples(value: Any) -> Any:
     return tuple(map(_to_tuples, value)) if isinstance(value, list | tuple) else value
 
 
-def _parse_model(name: str, **settings: Any) -> dict[str, Any]:
+def _parse_model(name: str | None = None, **settings: Any) -> dict[str, Any]:
     """The model section, checked; settings in FROM_DATA may stay None, which they are unless given."""
-    fields = _within("model", models.model_class, name).CONFIG.model_fields
-    unknown = {key: None for key in FROM_DATA if key in fields and settings.get(key) in (None, 0)}
-    known = {key: value for key, value in settings.items() if key not in unknown}
-    return {"name": name, **_within("model", models.model_config, name, **known).model_dump(), **unknown}
+    with within("model"):
+        if name is None:
+            raise SettingError("name", None, f"is missing: choose one of {', '.join(models.MODELS)}")
+        fields = models.model_class(name).CONFIG.model_fields
+        unknown = {key: None for key in FROM_DATA if key in fields and settings.get(key) in (None, 0)}
+        known = {key: value for key, value in settings.items() if key not in unknown}
+        return {"name": name, **models.model_config(name, **known).model_dump(), **unknown}
 
 
 def _check_combinations(recipe: Recipe) -> None:
@@ -160,9 +153,10 @@ def _check_combinations(recipe: Recipe) -> None:
             f"must divide the {recipe.part_size} examples of a step (batch_size {recipe.batch_size} /"
             f" accumulation_steps {recipe.accumulation_steps})",
         )
-    _within("optimizer", optim.make_optimizer, learning_rate=0.1, **recipe.optimizer.model_dump())
-    sizes = {"batch_size": recipe.batch_size, "num_examples": recipe.batch_size, "total_steps": total}
-    _within("schedule", recipe.schedule.build, **sizes)
+    with within("optimizer"):
+        optim.make_optimizer(learning_rate=0.1, **recipe.optimizer.model_dump())
+    with within("schedule"):
+        recipe.schedule.build(batch_size=recipe.batch_size, num_examples=recipe.batch_size, total_steps=total)
 
 
 def from_record(values: Mapping[str, Any]) -> Recipe:

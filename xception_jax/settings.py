@@ -5,6 +5,7 @@ file in configs/ starts from, the checks, `--help` and the table in docs/setting
 fields.
 """
 
+import contextlib
 import difflib
 import types
 import typing
@@ -35,6 +36,15 @@ def setting(default: Any, meaning: str, *, free: bool = False, **limits: Any) ->
       **limits: of the value, as in `pydantic.Field`: gt, ge, lt, le, min_length, max_length.
     """
     return pydantic.Field(default, description=meaning, json_schema_extra={"free": free}, **limits)
+
+
+@contextlib.contextmanager
+def within(*sections: str) -> Iterator[None]:
+    """Puts the names of sections in front of the setting that a SettingError raised inside names."""
+    try:
+        yield
+    except SettingError as error:
+        raise error.within(*sections) from None
 
 
 def is_free(field: FieldInfo) -> bool:

@@ -13,8 +13,9 @@ from xception_jax.data import pipeline
 from xception_jax.data.dataset import Dataset, Source
 from xception_jax.data.inputs import INPUTS, Inputs
 from xception_jax.errors import SettingError, UserError
-from xception_jax.recipe import Recipe
+from xception_jax.recipe import FROM_DATA, Recipe
 from xception_jax.run import hosts
+from xception_jax.settings import within
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,10 +24,6 @@ class Task:
 
     Attributes:
       recipe: with what only the data tells, such as the number of classes.
-      dataset: training and validation examples.
-      inputs: how examples become the model's inputs.
-      objective: loss and metrics.
-      layout: where arrays live.
     """
 
     recipe: Recipe
@@ -102,29 +99,20 @@ def build(recipe: Recipe) -> Task:
       SettingError: for a setting that does not fit the data, the devices or the model.
       UserError: if the hosts see different data, or one of them has such an error.
     """
-    dataset = hosts.agree(lambda: _load(recipe))
+    dataset = hosts.agree(lambda: load_dataset(recipe))
     _check_hosts(dataset)
     return hosts.agree(lambda: _build(recipe, dataset))
 
 
-def _load(recipe: Recipe) -> Dataset:
-    try:
-        return load_dataset(recipe)
-    except SettingError as error:
-        raise error.within("config") from None
-
-
 def _build(recipe: Recipe, dataset: Dataset) -> Task:
     cls = models.model_class(recipe.model_name)
-    try:
+    with within("config"):
         recipe = _with_data(recipe, dataset)
         inputs = INPUTS[cls.INPUTS].from_sections(recipe.sections(), recipe.model_settings, cls.PREPROCESSING)
         objective = _objective(recipe, dataset, inputs)
         layout = sharding.make_layout(recipe.mesh.model, num_classes=objective.num_classes)
         task = Task(recipe, dataset, inputs, objective, layout)
         _check_model(task)
-    except SettingError as error:
-        raise error.within("config") from None
     return task
 
 
@@ -132,22 +120,18 @@ def load_dataset(recipe: Recipe) -> Dataset:
     """The examples of a recipe, to train on and held out; raises SettingError."""
     modality = INPUTS[models.model_class(recipe.model_name).INPUTS]
     try:
-        return modality.load(recipe.data)
-    except SettingError as error:
-        raise error.within("data") from None
+        with within("config", "data"):
+            return modality.load(recipe.data)
     except OSError as error:
-        raise SettingError("data.root", getattr(recipe.data, "root", None), str(error)) from None
+        raise SettingError("config.data.root", getattr(recipe.data, "root", None), str(error)) from None
 
 
 def _check_hosts(dataset: Dataset) -> None:
     """Raises UserError, on all hosts, unless they see the same examples: their steps would not be the same."""
     if jax.process_count() == 1:
         return
-    fingerprint = hosts.agree(dataset.fingerprint)
-    seen = [
-        json.loads(text)
-        for text in hosts.gather(json.dumps([fingerprint, len(dataset.train), len(dataset.validation)]))
-    ]
+    own = hosts.agree(lambda: [dataset.fingerprint(), len(dataset.train), len(dataset.validation)])
+    seen = [json.loads(text) for text in hosts.gather(json.dumps(own))]
     if any(other != seen[0] for other in seen):
         train, validation = ([counts[part] for counts in seen] for part in (1, 2))
         raise UserError(
@@ -157,31 +141,28 @@ def _check_hosts(dataset: Dataset) -> None:
 
 
 def _with_data(recipe: Recipe, dataset: Dataset) -> Recipe:
-    """The recipe with the settings of the model that the data tells; SettingError where they contradict it."""
-    offset = getattr(recipe.data, "label_offset", 0)
-    values = {"num_classes": len(dataset.class_names) + offset, **dataset.model_settings}
-    defaults = models.model_config(recipe.model_name).model_dump()
-    model = dict(recipe.model)
-    for name, value in model.items():
-        told = values.get(name, defaults[name] if value is None and name in defaults else value)
-        if value is None and name in defaults and defaults[name] is not None:
-            model[name] = told
-        elif name in values and value != told:
-            raise SettingError(
-                f"model.{name}",
-                value,
-                f"the data ({recipe.data.name}) has {told}; pass --config.model.{name}={told}",
-            )
+    """The recipe with a number for each setting of the model in FROM_DATA: the data's, else the model's default.
+
+    A setting of the recipe that contradicts the data is a SettingError.
+    """
+    classes = len(dataset.class_names) + getattr(recipe.data, "label_offset", 0)
+    told = {"num_classes": classes, **dataset.model_settings}
+    known = models.model_config(recipe.model_name).model_dump(include=set(FROM_DATA)) | told
+    for name, value in told.items():
+        if recipe.model.get(name) not in (None, value):
+            remedy = f"the data ({recipe.data.name}) has {value}; pass --config.model.{name}={value}"
+            raise SettingError(f"model.{name}", recipe.model[name], remedy)
+    model = {name: known.get(name) if value is None else value for name, value in recipe.model.items()}
+    return recipe.model_copy(update={"model": model})
+
+
+def _objective(recipe: Recipe, dataset: Dataset, inputs: Inputs) -> metrics.Objective:
     if recipe.label_smoothing and dataset.multilabel:
         raise SettingError(
             "label_smoothing",
             recipe.label_smoothing,
             f"is for one label per example, and {recipe.data.name} has several; pass --config.label_smoothing=0",
         )
-    return recipe.model_copy(update={"model": model})
-
-
-def _objective(recipe: Recipe, dataset: Dataset, inputs: Inputs) -> metrics.Objective:
     weights = dataset.class_weights
     return metrics.Objective(
         num_classes=recipe.model["num_classes"],
@@ -195,13 +176,11 @@ def _objective(recipe: Recipe, dataset: Dataset, inputs: Inputs) -> metrics.Obje
 
 def _check_model(task: Task) -> None:
     """Raises SettingError where the model cannot take the inputs."""
-    objective, batch = task.objective, task.batch_spec(1, train=False)
 
     def logits(model, batch):
-        inputs, _ = task.inputs.prepare(batch, objective.targets(batch["label"]), train=False)
-        return model(inputs)
+        return model(task.inputs.prepare(batch, None, train=False)[0])
 
     try:
-        nnx.eval_shape(logits, task.abstract_model(), batch)
+        nnx.eval_shape(logits, task.abstract_model(), task.batch_spec(1, train=False))
     except models.ImageSizeError as error:
         raise SettingError("data.image_size", task.recipe.data.image_size, error.remedy) from None

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from absl import logging
 
 from xception_jax.errors import TrainingError
 from xception_jax.run import atomic, hosts
@@ -30,32 +29,12 @@ _WAITS = (0.5, 2.0, 8.0)  # seconds before a failed read is tried again
 _UNFINISHED = (".orbax-checkpoint-tmp", ".deleted")  # names of folders that a kill can leave
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Suppresses orbax's warning that a handler is replaced."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(min(verbosity, logging.ERROR))
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-
-
-# Of equal copies of an array on several devices, one is written. Orbax by default writes a part of each copy, and
-# compiles a program for each of these parts: Xception on 8 devices then waits 3 s for a save, and 15 s for the
-# first one, instead of 0.4 s (on CPU).
-with _quiet():
-    ocp.type_handlers.register_type_handler(
-        jax.Array, ocp.type_handlers.ArrayHandler(use_replica_parallel=False), override=True
-    )
-
-
 class DamagedCheckpoints(Exception):
     """A checkpoint, or every checkpoint of a run, has missing files or wrong content; names it and the reason."""
 
 
 class Restored(NamedTuple):
-    """A checkpoint that was read: its step, its trees of arrays and its record."""
+    """A checkpoint that was read."""
 
     step: int
     trees: dict[str, PyTree]
@@ -81,10 +60,9 @@ class Checkpoints:
         read_only: bool = False,
         sleep: Callable[[float], None] = time.sleep,
     ):
-        """Opens `directory`, on all hosts unless `read_only`.
+        """Opens `directory`; unless `read_only`, on all hosts, and makes it if it does not exist.
 
         Args:
-          directory: is made unless `read_only`.
           keep: how many of the latest checkpoints to keep; the best is kept besides.
           sleep: waits for so many seconds between attempts to read.
         """
@@ -109,9 +87,7 @@ class Checkpoints:
         return sorted(int(path.name) for path in self.directory.iterdir() if path.name.isdigit())
 
     def best_step(self) -> int | None:
-        """The step with the highest score, the later of equal ones; without scores the latest step.
-
-        None if there are no checkpoints.
+        """The step with the highest score, the later of equal ones; None if there are no checkpoints.
 
         Raises:
           TrainingError: if the disk could not be read.
@@ -144,11 +120,8 @@ class Checkpoints:
             self._finish()
             if self._folder(step).exists():
                 raise TrainingError(f"checkpoint {self._folder(step)} exists already and was not written again")
-            items = {
-                name: ocp.args.StandardSave(_to_host(tree))
-                for name, tree in trees.items()
-                if jax.tree.leaves(tree)
-            }
+            full = {name: tree for name, tree in trees.items() if jax.tree.leaves(tree)}
+            items = {name: ocp.args.StandardSave(jax.tree.map(_to_numpy, tree)) for name, tree in full.items()}
             items["record"] = ocp.args.JsonSave({"record": record, "score": score})
             with self._writing():
                 self._writer.save(self._folder(step), args=ocp.args.Composite(**items))
@@ -232,24 +205,23 @@ class Checkpoints:
     def _retry(self, step: int, read: Callable[[], T]) -> T:
         """The result of `read`, which is called again after a pause if it failed.
 
-        Whether a checkpoint is damaged is known when it fails twice for a reason that proves damage; what fails
-        for any other reason may be whole.
+        A checkpoint is damaged if this fails twice in a row for a reason that proves damage; what fails for any
+        other reason may be whole.
         """
-        damaged = False
-        for wait in (*_WAITS, None):
+        waits, damaged = iter(_WAITS), False
+        while True:
             try:
                 return read()
             except Exception as error:  # orbax has no common error for the many ways in which a read can fail
                 known, damaged = damaged, _proves_damage(error)
                 if damaged and known:
                     raise DamagedCheckpoints(_first_line(error)) from error
-                if wait is None:
+                if (wait := next(waits, None)) is None:
                     raise TrainingError(
                         f"cannot read checkpoint {self._folder(step)}: {_first_line(error)}; nothing was changed;"
                         " run the same command again when the disk can be read"
                     ) from error
             self._sleep(wait)
-        raise AssertionError("the last attempt returns or raises")
 
     def restore_latest(self, trees: dict[str, PyTree], *, warn: Callable[[str], None]) -> Restored | None:
         """Reads the latest checkpoint that is not damaged, on all hosts; None if there are no checkpoints.
@@ -321,13 +293,11 @@ def _make_writer() -> ocp.AsyncCheckpointer:
     return ocp.AsyncCheckpointer(handler, multiprocessing_options=processes, async_options=background)
 
 
-def _to_host(tree: PyTree) -> PyTree:
-    """With several hosts, arrays of devices as numpy arrays: orbax expects that all hosts write a jax.Array."""
-    return tree if jax.process_count() == 1 else jax.tree.map(_replica_to_numpy, tree)
+def _to_numpy(array: jax.Array) -> np.ndarray:
+    """The whole array, from the devices of this host alone; orbax copies it before `save` returns.
 
-
-def _replica_to_numpy(array: jax.Array) -> np.ndarray:
-    """The whole array from the devices of this host, which hold all parts of it."""
+    Given a jax.Array, orbax expects all hosts to write, and by default writes a part of each device's copy.
+    """
     if array.is_fully_replicated:
         return np.asarray(array.addressable_data(0))
     whole = np.empty(array.shape, array.dtype)

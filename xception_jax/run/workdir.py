@@ -67,13 +67,9 @@ def _is_free(directory: pathlib.Path) -> bool:
         )
     if CONFIG in names and LOCK not in names:
         return False  # a config.json alone may be another program's
-    return names <= _OF_A_RUN and not _has_checkpoints(directory)
-
-
-def _has_checkpoints(directory: pathlib.Path) -> bool:
-    """Whether a checkpoint was saved; a directory that a kill left unfinished has another kind of name."""
     folder = directory / CHECKPOINTS
-    return folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir())
+    saved = folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir())  # unfinished: with a suffix
+    return names <= _OF_A_RUN and not saved
 
 
 def _lock(file, directory: pathlib.Path) -> None:
