@@ -134,10 +134,9 @@ def train_batches(
       Iterator of the transformed arrays [B, ...], "label" int32[B] or uint8[B, classes], "seed" uint32[B] and
       "unreadable" int32[B], where B = batch_size / process_count.
     """
-    _check_share(batch_size, process_count)
-    dataset = grain.MapDataset.source(reader).seed(seed).shuffle().repeat(_EPOCHS).random_map(_Seeded(transform))
-    dataset = dataset.batch(batch_size // process_count, batch_fn=_stack)[process_index::process_count]
-    return _iterate(dataset[start_step:], num_threads, num_workers)
+    examples = grain.MapDataset.source(reader).seed(seed).shuffle().repeat(_EPOCHS).random_map(_Seeded(transform))
+    batches = _share(examples, batch_size, process_index, process_count)
+    return _iterate(batches[start_step:], num_threads, num_workers)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,11 +172,17 @@ def evaluation_batches(
       Iterator of the transformed arrays [B, ...], "label" int32[B] or uint8[B, classes] and "mask" float32[B],
       which is 0 on padding, where B = batch_size / process_count.
     """
-    _check_share(batch_size, process_count)
     length = -(-len(reader) // batch_size) * batch_size
-    dataset = grain.MapDataset.source(_Padded(reader, length)).map(transform)
-    dataset = dataset.batch(batch_size // process_count, batch_fn=_stack)[process_index::process_count]
-    return _iterate(dataset, num_threads, num_workers if len(reader) >= _WORTH_WORKERS else 0)
+    examples = grain.MapDataset.source(_Padded(reader, length)).map(transform)
+    batches = _share(examples, batch_size, process_index, process_count)
+    return _iterate(batches, num_threads, num_workers if len(reader) >= _WORTH_WORKERS else 0)
+
+
+def _share(examples: grain.MapDataset, batch_size: int, index: int, count: int) -> grain.MapDataset:
+    """The share of process `index` of `count` in each global batch of consecutive examples."""
+    if batch_size % count:
+        raise ValueError(f"batch_size = {batch_size}: must be a multiple of the {count} processes")
+    return examples.batch(batch_size // count, batch_fn=_stack)[index::count]
 
 
 def _iterate(dataset: grain.MapDataset, num_threads: int, num_workers: int) -> Iterator[Batch]:
@@ -205,11 +210,6 @@ def _follow_main_process(worker: int, workers: int) -> None:
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
-
-
-def _check_share(batch_size: int, process_count: int) -> None:
-    if batch_size % process_count:
-        raise ValueError(f"batch_size = {batch_size}: must be a multiple of the {process_count} processes")
 
 
 def _stack(examples: list[Example]) -> Batch:

@@ -25,7 +25,6 @@ class Archive:
     """A source of the images inside a tar file; each is read when its example is asked for.
 
     Attributes:
-      tar: path of the tar file.
       paths: bytes[N], names of the image files.
       labels: int32[N].
       offsets, sizes: int64[N], place of each image file in the tar file, in bytes.
@@ -47,7 +46,6 @@ class Archive:
         return {"image": _to_rgb_jpeg(self.paths[index].decode(), encoded), "label": int(self.labels[index])}
 
     def name(self, index: int) -> str:
-        """Names of its file and of the archive."""
         return f"{self.paths[index].decode()} in {self.tar}"
 
     def take(self, indices: np.ndarray, labels: np.ndarray) -> "Archive":
@@ -69,7 +67,8 @@ def load(train_tar: str, val_tar: str, *, counts: Mapping[str, int] = COUNTS) ->
     Raises:
       SettingError: if a file is no such archive or not whole.
     """
-    synsets, held_out = (_read_lines(f"{name}.txt") for name in ("labels", "validation_labels"))
+    folder = tfds.core.tfds_path("datasets/imagenet2012")
+    synsets, held_out = ((folder / f"{name}.txt").read_text().split() for name in ("labels", "validation_labels"))
     number = {synset: index for index, synset in enumerate(synsets)}
     members = functools.partial(_validation_members, labels=[number[synset] for synset in held_out])
     validation = _scan("val_tar", val_tar, members, counts["validation"])  # first, because train_tar takes minutes
@@ -106,8 +105,9 @@ def _choose(setting: str, archive: Archive, classes: Sequence[int], count: int, 
     for label in classes:
         members = np.flatnonzero(archive.labels == label)
         if len(members) < count:
-            remedy = f"has {len(members)} images of class {label}; {count} are needed"
-            raise SettingError(setting, archive.tar, remedy)
+            raise SettingError(
+                setting, archive.tar, f"has {len(members)} images of class {label}; {count} are needed"
+            )
         members = members[np.argsort(archive.paths[members])]  # independent of the order in the archive
         chosen.append(np.random.default_rng([seed, label]).permutation(members)[:count])
     return archive.take(np.concatenate(chosen), np.repeat(np.arange(len(classes), dtype=np.int32), count))
@@ -151,11 +151,6 @@ def _validation_members(tar: tarfile.TarFile, labels: Sequence[int]) -> Iterator
         match = re.fullmatch(r"ILSVRC2012_val_(\d{8})\.JPEG", name)
         if match and member.isreg() and 0 < int(match[1]) <= len(labels):
             yield name, labels[int(match[1]) - 1], member.offset_data, member.size
-
-
-def _read_lines(name: str) -> list[str]:
-    """Lines of a file that TFDS has for ImageNet."""
-    return (tfds.core.tfds_path("datasets/imagenet2012") / name).read_text().split()
 
 
 @functools.cache

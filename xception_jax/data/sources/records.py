@@ -22,6 +22,7 @@ from xception_jax.errors import SettingError
 FORMAT = "array_record"
 METADATA = "xception_jax"  # key in a set's metadata.json of what `prepare` keeps there
 OBJECTS = ("objects_trainable", "objects")  # image-level labels of open_images_v4
+COLUMNS = ("label", "confidence", "source")  # of each of them
 FILE_NAMES = ("file_name", "filename", "image/filename")
 VERIFIED = 10  # confidence in open_images_v4, of 10
 SAMPLED = 32  # records that count in a fingerprint
@@ -134,7 +135,7 @@ class Records:
         return example
 
     def name(self, index: int) -> str:
-        """Its number, and the name of its file if the record has one; this reads the record."""
+        """Its number, and the name of its file if the record has one, which must be read for this."""
         info, file = self._builder.info, self.file_name(index)
         title = "/".join(filter(None, (info.name, info.config_name)))
         return f"record {index} of {title} {self.split}" + (f" ({file})" if file is not None else "")
@@ -186,11 +187,7 @@ class Layout:
 
     @classmethod
     def of(cls, features: Mapping[str, Any], name: str, label: str | None = None) -> "Layout":
-        """Finds them among the features of the set called `name`; `label` as in `load`.
-
-        Raises:
-          SettingError: if there is not exactly one image, or no label as in `load`.
-        """
+        """Finds them among the features of the set called `name`; SettingError if the set is not as in `load`."""
         image, (kind, label) = _find_image(features, name), _find_label(features, name, label)
         file_name = next((key for key in FILE_NAMES if key in features), None)
         inner = features[label] if kind == "one" else features[label].feature
@@ -201,7 +198,7 @@ class Layout:
         return cls(image, label, file_name, kind, tuple(names), sources, parsers)
 
     def parse(self, record: bytes) -> dict[str, Any]:
-        """{"image": bytes, "label": int, or a tuple of ints in ascending order}."""
+        """The example, as `Records` gives it."""
         decoders = {self.image: tfds.decode.SkipDecoding()}
         example = self.parsers[0].deserialize_example_np(record, decoders=decoders)
         image, label = example[self.image], example[self.label]
@@ -211,13 +208,11 @@ class Layout:
         return {"image": image, "label": tuple(sorted({int(number) for number in labels}))}
 
     def _verified(self, objects: Mapping[str, Any]) -> Iterator[int]:
-        columns = (objects[key] for key in ("label", "confidence", "source"))
-        for label, confidence, source in zip(*columns, strict=True):
+        for label, confidence, source in zip(*(objects[key] for key in COLUMNS), strict=True):
             if confidence == VERIFIED and self.sources[source] != "machine":
                 yield label
 
     def parse_file_name(self, record: bytes) -> str:
-        """Name of the file that the image came from."""
         return self.parsers[1].deserialize_example_np(record)[self.file_name].decode(errors="replace")
 
 
@@ -239,14 +234,16 @@ def _find_label(features: Mapping[str, Any], name: str, label: str | None) -> tu
         if label not in kinds:
             raise SettingError("label", label, f"has no classes in {name}; choose one of {sorted(kinds)}")
         return kinds[label], label
-    if kinds.get("label") == "one":
-        return "one", "label"
-    many = [key for key, kind in kinds.items() if kind == "many"]
-    if len(many) == 1 or "labels" in many:
-        return "many", "labels" if "labels" in many else many[0]
-    for key in OBJECTS:
-        if kinds.get(key) == "objects":
-            return "objects", key
+    many = [("many", key) for key, kind in kinds.items() if kind == "many"]
+    usual = [
+        ("one", "label"),
+        ("many", "labels"),
+        *many * (len(many) == 1),
+        *(("objects", key) for key in OBJECTS),
+    ]
+    for kind, key in usual:
+        if kinds.get(key) == kind:
+            return kind, key
     reason = f"must have a ClassLabel 'label' or one sequence of ClassLabel; has {sorted(features)}"
     raise SettingError("name", name, f"{reason}; set label to one of those with classes, {sorted(kinds)}")
 
@@ -260,7 +257,7 @@ def _kind(feature: Any) -> str | None:
     inner = feature.feature
     if isinstance(inner, tfds.features.ClassLabel):
         return "many"
-    of_objects = isinstance(inner, tfds.features.FeaturesDict) and {"label", "confidence", "source"} <= set(inner)
+    of_objects = isinstance(inner, tfds.features.FeaturesDict) and set(COLUMNS) <= set(inner)
     return "objects" if of_objects else None
 
 

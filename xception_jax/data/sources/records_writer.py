@@ -28,7 +28,7 @@ import tqdm
 from PIL import ExifTags, Image
 from tensorflow_datasets.core.utils import shard_utils
 
-from xception_jax.data.dataset import Dataset, ImageFiles, Source, UnreadableExample
+from xception_jax.data.dataset import Dataset, Source, UnreadableExample
 from xception_jax.data.images import decoding
 from xception_jax.data.sources import records
 from xception_jax.data.sources.imagenet import Archive
@@ -76,28 +76,19 @@ class Request:
             "class_names": _add_up([_hash(self.dataset.class_names)]),
             "class_weights": None if weights is None else list(weights),
         }
-        # Version 0.1 wrote no background: it knew only "black". It does not matter if nothing is shrunk.
-        return settings | (
-            {"background": self.background} if self.short_side and self.background != "black" else {}
-        )
+        if self.short_side and self.background != "black":  # version 0.1 knew only "black", and did not write it
+            settings["background"] = self.background
+        return settings
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """A set that was written or was already there.
+    """A set that was written or was already there."""
 
-    Attributes:
-      directory: of this version of the set.
-      counts: number of records of each split.
-      shrunk: number of images that were shrunk.
-      left_out: the images that cannot be read, and why.
-      was_there: whether the whole set was there before.
-    """
-
-    directory: pathlib.Path
-    counts: Mapping[str, int]
-    shrunk: int
-    left_out: Sequence[str]
+    directory: pathlib.Path  # of this version of the set
+    counts: Mapping[str, int]  # number of records of each split
+    shrunk: int  # number of images
+    left_out: Sequence[str]  # the images that cannot be read, and why
     was_there: bool = False
 
 
@@ -340,7 +331,9 @@ class _Builder(tfds.core.ShardBasedBuilder, skip_registration=True):
         return {split: self._shards(split, source) for split, source in _splits(self._request.dataset).items()}
 
     def _shards(self, split: str, source: Source) -> list[Callable[[], Iterator]]:
-        count = shard_utils.ShardConfig().get_number_shards(_count_bytes(source), len(source))
+        is_archive = isinstance(source, Archive)
+        sizes = source.sizes if is_archive else (os.path.getsize(source.name(i)) for i in range(len(source)))
+        count = shard_utils.ShardConfig().get_number_shards(int(sum(sizes)), len(source))
         ends = shard_utils.get_shard_boundaries(len(source), count)
         lengths = [*np.diff([0, *ends[:-1]]).tolist(), None]  # the last file takes the rest
         images = iter(_read(_Images(self._request, split), f"writing {split}"))
@@ -382,12 +375,6 @@ class _Writer(tfds.core.ExampleWriter):
             return super().write(path, examples)
         except RuntimeError as error:
             raise OSError(str(error).split(";")[0]) from error
-
-
-def _count_bytes(source: ImageFiles | Archive) -> int:
-    if isinstance(source, Archive):
-        return int(source.sizes.sum())
-    return sum(os.path.getsize(source.name(index)) for index in range(len(source)))
 
 
 def _describe(errors: Sequence[str]) -> str:
