@@ -1,9 +1,7 @@
 """A recipe: all settings that decide a run, put together from the sections that stand beside what they set."""
 
-import functools
-import operator
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import pydantic
@@ -21,10 +19,10 @@ WholeDuration = Annotated[int | None, zero_is_none]
 
 FROM_DATA = ("num_classes", "in_channels", "vocab_size")  # of the model: None = what the dataset says
 
-# Keys of config.json files that version 0.1 wrote -> today's.
-RENAMED = {"polyak": "averaging", "optimizer.workers": "optimizer.replicas"}
-# What a config.json lacks takes its default, but for settings whose default changes the numbers of an old run.
-BEFORE = {"data.background": "black"}
+# Where a config.json of version 0.1 has a section or setting -> its name today.
+RENAMED = {"polyak": "averaging", "optimizer.workers": "replicas"}
+# What a config.json lacks takes its default, but for settings of images whose default changes an old run's numbers.
+BEFORE = {"background": "black"}
 
 
 class Recipe(Section):
@@ -167,12 +165,17 @@ def from_record(values: Mapping[str, Any]) -> Recipe:
     Raises:
       SettingError: if it is no recipe.
     """
-    flat = _flatten(values)
-    for old, new in RENAMED.items():
-        flat = {new + key[len(old) :] if f"{key}.".startswith(f"{old}.") else key: v for key, v in flat.items()}
-    if "data.image_size" in flat:
-        flat = BEFORE | flat
-    return parse(_unflatten(flat))
+    today = _rename(values)
+    if isinstance(data := today.get("data"), Mapping) and "image_size" in data:
+        today["data"] = BEFORE | data
+    return parse(today)
+
+
+def _rename(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    return {
+        RENAMED.get(prefix + key, key): _rename(value, f"{key}.") if isinstance(value, Mapping) else value
+        for key, value in values.items()
+    }
 
 
 def read(directory: pathlib.Path) -> Recipe:
@@ -197,7 +200,13 @@ def differences(new: Recipe, old: Recipe, *, strict: tuple[str, ...] = ()) -> li
     Settings that are free (see `settings.setting`) are left out, except for those that begin with one of `strict`.
     The length of the run is free, unless the learning rate depends on it (the cosine schedule).
     """
-    new_values, old_values, free = _flatten(new.model_dump()), _flatten(old.model_dump()), set(_free_settings(new))
+    new_values, old_values = _flatten(new.model_dump()), _flatten(old.model_dump())
+    free = {
+        prefix + name
+        for prefix, section in _sections(new.model_name).items()
+        for name, field in section.model_fields.items()
+        if is_free(field)
+    }
     strict = (*strict, "total_") if new.schedule.name == "cosine" else strict
     return [
         (key, new_values.get(key), old_values.get(key))
@@ -206,12 +215,13 @@ def differences(new: Recipe, old: Recipe, *, strict: tuple[str, ...] = ()) -> li
     ]
 
 
-def _free_settings(recipe: Recipe) -> Iterator[str]:
-    config = models.model_class(recipe.model_name).CONFIG
-    sections = {"": Recipe, "model.": config, "mesh.": sharding.MeshShape}
-    sections |= {f"{name}.": type(section) for name, section in recipe.sections().items()}
-    for prefix, section in sections.items():
-        yield from (prefix + name for name, field in section.model_fields.items() if is_free(field))
+def _sections(model: str) -> dict[str, type[Section]]:
+    """The sections of recipes for a model, by what stands before the names of their settings, such as "data."."""
+    cls = models.model_class(model)
+    defaults = {name: field.default for name, field in Recipe.model_fields.items()}
+    sections = {"model": cls.CONFIG, **INPUTS[cls.INPUTS].SETTINGS}
+    sections |= {name: type(section) for name, section in defaults.items() if isinstance(section, Section)}
+    return {"": Recipe} | {f"{name}.": section for name, section in sections.items()}
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -219,17 +229,6 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in values.items():
         flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return flat
-
-
-def _unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-    nested: dict[str, Any] = {}
-    for key, value in flat.items():
-        *path, name = key.split(".")
-        inner = nested
-        for part in path:
-            inner = inner.setdefault(part, {})
-        inner[name] = value
-    return nested
 
 
 def default_config(model: str) -> ConfigDict:
@@ -256,19 +255,10 @@ def small_settings(model: str) -> dict[str, Any]:
 
 def settings_table(model: str) -> list[Row]:
     """A row for each setting of recipes for a model, with names as after --config."""
-    cls = models.model_class(model)
-    sections = {"": Recipe, "model.": cls.CONFIG}
-    sections |= {f"{name}.": section for name, section in INPUTS[cls.INPUTS].SETTINGS.items()}
-    sections |= {
-        f"{name}.": type(field.default)
-        for name, field in Recipe.model_fields.items()
-        if isinstance(field.default, Section)
-    }
-    config, rows = default_config(model), []
-    for prefix, section in sections.items():
-        for row in table(section):
-            name = prefix + row.name
-            if name not in ("model", "data", "augment"):
-                default = functools.reduce(operator.getitem, name.split("."), config)
-                rows.append(row._replace(name=name, default=repr(default)))
-    return rows
+    defaults = _flatten(default_config(model).to_dict())
+    return [
+        row._replace(name=name, default=repr(defaults[name]))
+        for prefix, section in _sections(model).items()
+        for row in table(section)
+        if (name := prefix + row.name) in defaults  # not the sections themselves, such as "data"
+    ]

@@ -12,7 +12,6 @@ import typing
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
-import annotated_types
 import pydantic
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
@@ -154,22 +153,17 @@ def table(section: type[Section]) -> Iterator[Row]:
             yield Row(name, _values(field), repr(field.default), field.description or "")
 
 
-_SIGNS = (
-    (annotated_types.Gt, ">"),
-    (annotated_types.Ge, ">="),
-    (annotated_types.Lt, "<"),
-    (annotated_types.Le, "<="),
-)
+_SIGNS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
 
 
 def _values(field: FieldInfo) -> str:
     """The type and range of a field in words, such as "float > 0 or None"."""
     names = ", ".join(map(_type_name, _alternatives(field.annotation)))
     limits = [
-        f" {sign} {getattr(limit, kind.__name__.lower())}"
-        for kind, sign in _SIGNS
+        f" {sign} {getattr(limit, name)}"
+        for name, sign in _SIGNS.items()
         for limit in field.metadata
-        if isinstance(limit, kind)
+        if hasattr(limit, name)
     ]
     optional = field.default is None or type(None) in typing.get_args(field.annotation)
     return names + ",".join(limits) + " or None" * optional
