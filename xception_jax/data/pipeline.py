@@ -182,7 +182,7 @@ def _share(examples: grain.MapDataset, batch_size: int, index: int, count: int) 
     """The share of process `index` of `count` in each global batch of consecutive examples."""
     if batch_size % count:
         raise ValueError(f"batch_size = {batch_size}: must be a multiple of the {count} processes")
-    return examples.batch(batch_size // count, batch_fn=_stack)[index::count]
+    return examples.batch(batch_size // count)[index::count]
 
 
 def _iterate(dataset: grain.MapDataset, num_threads: int, num_workers: int) -> Iterator[Batch]:
@@ -210,7 +210,3 @@ def _follow_main_process(worker: int, workers: int) -> None:
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
-
-
-def _stack(examples: list[Example]) -> Batch:
-    return {name: np.stack([example[name] for example in examples]) for name in examples[0]}
