@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -15,6 +15,10 @@ from xception_jax.errors import SettingError
 
 SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "dev", "test", "testing"}
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"}
+
+Refusal = Callable[[str], SettingError]  # from what is wrong with a setting, and the remedy
+Label = int | tuple[int, ...]
+Entry = tuple[str, Label, str | None]  # path, label, split
 
 
 def load(root: str | pathlib.Path, *, holdout: float) -> Dataset:
@@ -38,31 +42,55 @@ def load(root: str | pathlib.Path, *, holdout: float) -> Dataset:
         raise refusal("no such folder; name one that has a folder of images for each class")
     split = (root / "train").is_dir()
     notes = _check_layout(root, split, refusal)
-    train_folder = root / "train" if split else root
-    listing = _list_classes(train_folder, refusal)
+    folders = dict.fromkeys(("train", "val"), root / "train" if split else root)
+    listing = _list_classes(folders["train"], refusal)
     _check_classes(listing, refusal)
     if split and (root / "val").is_dir():
-        held_out = _list_classes(root / "val", refusal)
+        folders["val"] = root / "val"
+        held_out = _list_classes(folders["val"], refusal)
         if differ := sorted(listing.images.keys() ^ held_out.images.keys()):
             raise refusal(f"classes {_some(differ)} are in only one of train/ and val/; complete the other")
-        train, validation = _files(train_folder, listing), _files(root / "val", held_out)
+        images = [*listing.entries("train"), *held_out.entries("val")]
         notes += [*listing.notes("train/"), *held_out.notes("val/")]
     else:
-        train, validation = _split(_files(train_folder, listing), holdout)
+        images = listing.entries(None)
         note = f"no val/: {holdout:.0%} of the images, chosen by a hash of their path, held out"
         notes += [*listing.notes(), note]
-    for part, files in {"train": train, "val": validation}.items():
-        if not len(files):
-            raise refusal(f"no images for {part}; add some, or change holdout = {holdout}")
+    train, validation = make_sources(folders, images, holdout, refusal)
     names = tuple(listing.images)
-    notes += missing_classes(names, train.labels, validation.labels)
+    notes += missing_classes(names, train, validation)
     return Dataset(train, validation, class_names=names, notes=tuple(notes))
 
 
-def missing_classes(names: Sequence[str], train: Iterable[int], validation: Iterable[int]) -> Iterator[str]:
-    """A note for each part in which some classes have no images, given the labels of all its images."""
-    for part, labels in {"training": train, "validation": validation}.items():
-        present = set(map(int, labels))
+def make_sources(
+    folders: Mapping[str, pathlib.Path], images: Iterable[Entry], holdout: float, refusal: Refusal
+) -> tuple[ImageFiles, ImageFiles]:
+    """(training, validation); SettingError if one of them has no images.
+
+    Args:
+      folders: of the splits "train" and "val"; paths are relative to them.
+      images: path, label or tuple of labels, and split; without one, `is_held_out` decides.
+    """
+    parts: dict[str, list] = {"train": [], "val": []}
+    for path, label, split in images:
+        parts[split or ("val" if is_held_out(path, holdout) else "train")].append((path, label))
+    for part, found in parts.items():
+        if not found:
+            raise refusal(f"no images for {part}; add some, or change holdout = {holdout}")
+    return _make_source(folders["train"], parts["train"]), _make_source(folders["val"], parts["val"])
+
+
+def _make_source(folder: pathlib.Path, images: Sequence[tuple[str, Label]]) -> ImageFiles:
+    paths, labels = zip(*images, strict=True)
+    several = isinstance(labels[0], tuple)
+    return ImageFiles.make(folder, paths, list(labels) if several else np.array(labels, np.int32))
+
+
+def missing_classes(names: Sequence[str], train: ImageFiles, validation: ImageFiles) -> Iterator[str]:
+    """A note for each part in which some classes have no images."""
+    for part, source in {"training": train, "validation": validation}.items():
+        one = isinstance(source.labels, np.ndarray)
+        present = set(source.labels.tolist() if one else itertools.chain.from_iterable(source.labels))
         if missing := [name for label, name in enumerate(names) if label not in present]:
             yield f"{len(missing)} classes have no {part} images: {_some(missing)}"
 
@@ -70,9 +98,6 @@ def missing_classes(names: Sequence[str], train: Iterable[int], validation: Iter
 def _some(names: Sequence[str], where: str = "") -> str:
     """The first three names, and dots if there are more."""
     return ", ".join(where + name for name in names[:3]) + (", ..." if len(names) > 3 else "")
-
-
-Refusal = Callable[[str], SettingError]  # from what is wrong with a setting, and the remedy
 
 
 def _visible(folder: pathlib.Path, kind: Callable[[pathlib.Path], bool]) -> list[str]:
@@ -102,6 +127,9 @@ class _Listing:
     images: dict[str, list[str]]  # by class
     others: list[str]
     unreadable: list[str]
+
+    def entries(self, split: str | None) -> Iterator[Entry]:
+        return ((path, label, split) for label, paths in enumerate(self.images.values()) for path in paths)
 
     def notes(self, where: str = "") -> Iterator[str]:
         if self.unreadable:
@@ -152,20 +180,6 @@ def _check_classes(train: _Listing, refusal: Refusal) -> None:
         others = f" and {len(empty) - 1} others" * (len(empty) > 1)
         suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
         raise refusal(f"class {empty[0]!r}{others}: no images ({suffixes}); add some or remove the folder")
-
-
-def _files(folder: pathlib.Path, listing: _Listing) -> ImageFiles:
-    counts = [len(paths) for paths in listing.images.values()]
-    labels = np.arange(len(counts), dtype=np.int32).repeat(counts)
-    return ImageFiles.make(folder, list(itertools.chain.from_iterable(listing.images.values())), labels)
-
-
-def _split(files: ImageFiles, holdout: float) -> tuple[ImageFiles, ...]:
-    """(training, validation)."""
-    paths = [files.file_name(index) for index in range(len(files))]
-    held_out = np.array([is_held_out(path, holdout) for path in paths], bool)
-    parts = ((list(itertools.compress(paths, part)), files.labels[part]) for part in (~held_out, held_out))
-    return tuple(ImageFiles.make(files.root, *part) for part in parts)
 
 
 def is_held_out(path: str, share: float) -> bool:

@@ -9,14 +9,11 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-import numpy as np
-
-from xception_jax.data.dataset import Dataset, ImageFiles
-from xception_jax.data.sources.folder import Refusal, is_held_out, missing_classes
+from xception_jax.data.dataset import Dataset
+from xception_jax.data.sources.folder import Entry, Refusal, make_sources, missing_classes
 from xception_jax.errors import SettingError
 
 SEPARATOR = ";"
-Images = list[tuple[str, tuple[int, ...]]]  # paths, and labels in ascending order
 
 
 def load(root: str | pathlib.Path, *, classes: str | None, holdout: float) -> Dataset:
@@ -46,10 +43,12 @@ def load(root: str | pathlib.Path, *, classes: str | None, holdout: float) -> Da
     if len(names) < 2 and not multilabel:
         setting = ("classes", classes) if classes else ("root", str(root))
         raise SettingError(*setting, f"a classifier needs two classes or more, and {names[0]!r} is the only one")
-    parts = _sort(rows, names, holdout, refusal)
+    folders = dict.fromkeys(("train", "val"), root.parent)
+    train, validation = make_sources(folders, _entries(rows, names, multilabel, refusal), holdout, refusal)
     _check_files(root.parent, [row.path for row in rows], refusal)
-    train, validation = (_files(root.parent, images, multilabel) for images in parts.values())
-    notes = [*missing_classes(names, *([n for _, ns in images for n in ns] for images in parts.values()))]
+    if twice := {*train.paths.tolist()} & {*validation.paths.tolist()}:
+        raise refusal(f"{os.fsdecode(min(twice))!r} is in train and in val; keep one")
+    notes = [*missing_classes(names, train, validation)]
     if held_out := sum(row.split is None for row in rows):
         notes.append(f"{held_out} rows without split: {holdout:.0%} held out, chosen by a hash of their path")
     return Dataset(
@@ -120,21 +119,13 @@ def _read_classes(path: str) -> tuple[list[str], tuple[float, ...] | None]:
     return names, tuple(weights) if set(weights) != {1.0} else None
 
 
-def _sort(rows: Sequence[_Row], names: Sequence[str], holdout: float, refusal: Refusal) -> dict[str, Images]:
-    """The images of "train" and "val"."""
+def _entries(rows: Sequence[_Row], names: Sequence[str], multilabel: bool, refusal: Refusal) -> Iterator[Entry]:
     number = {name: index for index, name in enumerate(names)}
-    parts: dict[str, Images] = {"train": [], "val": []}
     for row in rows:
         if unknown := [label for label in row.labels if label not in number]:
             raise refusal(f"line {row.line}: {unknown[0]!r} is not in the file of classes; add it there")
-        part = row.split or ("val" if is_held_out(row.path, holdout) else "train")
-        parts[part].append((row.path, tuple(sorted({number[label] for label in row.labels}))))
-    if twice := {path for path, _ in parts["train"]} & {path for path, _ in parts["val"]}:
-        raise refusal(f"{min(twice)!r} is in train and in val; keep one")
-    for part, images in parts.items():
-        if not images:
-            raise refusal(f"no images for {part}; add some, or change holdout = {holdout}")
-    return parts
+        labels = tuple(sorted({number[label] for label in row.labels}))
+        yield row.path, labels if multilabel else labels[0], row.split
 
 
 def _check_files(folder: pathlib.Path, paths: Sequence[str], refusal: Refusal) -> None:
@@ -143,10 +134,3 @@ def _check_files(folder: pathlib.Path, paths: Sequence[str], refusal: Refusal) -
             f"{len(missing)} of its {len(paths)} files cannot be opened, the first is {missing[0]!r}; paths are"
             f" relative to {str(folder)!r}"
         )
-
-
-def _files(folder: pathlib.Path, images: Images, multilabel: bool) -> ImageFiles:
-    labels = [labels for _, labels in images]
-    if not multilabel:
-        labels = np.array([label for (label,) in labels], np.int32)
-    return ImageFiles.make(folder, [path for path, _ in images], labels)
