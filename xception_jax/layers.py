@@ -1,12 +1,13 @@
 """Layers that several models share: batch normalization, convolution + BN, separable convolution + BN."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from xception_jax import ops
+from xception_jax.ops.windows import Pair
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {"relu": jax.nn.relu, "elu": jax.nn.elu}
 
@@ -17,11 +18,17 @@ KERNEL_INIT = nnx.initializers.glorot_uniform()
 class BatchNorm(nnx.Module):
     """Batch normalization over all axes but the last (Ioffe and Szegedy 2015), with statistics in float32.
 
-    The biased variance is used both for normalization and in the running average, and epsilon is added to it
-    inside the root. With `group_size`, training statistics are computed over groups of that many consecutive
-    images, as each replica of a data-parallel run would compute them, and the running statistics move towards the
-    mean over the groups. The result depends on the order of the images in the batch, but not on the number of
-    devices.
+    The biased variance is used both for normalization and in the running average. With `group_size`, training
+    statistics are computed over groups of that many consecutive images, as each replica of a data-parallel run
+    would compute them, and the running statistics move towards the mean over the groups. The result depends on the
+    order of the images in the batch, but not on the number of devices.
+
+    Args:
+      features: number of channels C.
+      momentum: decay of the running statistics in each step (Keras's convention; torch's momentum = 1 - this).
+      epsilon: added to the variance, inside the root.
+      group_size: number of images that share training statistics; None: the whole batch, over all devices.
+      dtype: type of the output.
 
     Attributes:
       scale, bias: trained parameters, float[C]; scale is None without `use_scale`.
@@ -38,15 +45,6 @@ class BatchNorm(nnx.Module):
         use_scale: bool = True,
         dtype: jnp.dtype = jnp.float32,
     ):
-        """
-        Args:
-          features: number of channels C.
-          momentum: decay of the running statistics in each step (Keras's convention; torch's momentum = 1 - this).
-          epsilon: number added to the variance.
-          group_size: number of images that share training statistics; None: the whole batch, over all devices.
-          use_scale: whether there is a trained scale.
-          dtype: type of the output.
-        """
         self.scale = nnx.Param(jnp.ones(features)) if use_scale else None
         self.bias = nnx.Param(jnp.zeros(features))
         self.mean = nnx.BatchStat(jnp.zeros(features))
@@ -61,16 +59,15 @@ class BatchNorm(nnx.Module):
         Raises:
           ValueError: if N is no multiple of `group_size` in training.
         """
-        shape = x.shape
         scale = jnp.ones_like(self.bias[...]) if self.scale is None else self.scale[...]  # [C]
-        group = (self.group_size or shape[0]) if train else shape[0]
-        if shape[0] % group:
-            raise ValueError(f"a batch of {shape[0]} images does not divide into groups of {group}")
         if train:
-            groups = x.reshape(shape[0] // group, group, *shape[1:])  # [G, group, ..., C]
+            group = self.group_size or len(x)
+            if len(x) % group:
+                raise ValueError(f"a batch of {len(x)} images does not divide into groups of {group}")
+            groups = x.reshape(len(x) // group, group, *x.shape[1:])  # [G, group, ..., C]
             y, mean, var = ops.normalize(groups, scale, self.bias[...], epsilon=self.epsilon, dtype=self.dtype)
             self._update(mean, var)
-            return y.reshape(shape)
+            return y.reshape(x.shape)
         factor = scale * jax.lax.rsqrt(self.var[...] + self.epsilon)  # [C]
         shape = (1,) * (x.ndim - 1) + (-1,)
         mean, factor, bias = (v.reshape(shape) for v in (self.mean[...], factor, self.bias[...]))
@@ -90,20 +87,18 @@ class Conv(nnx.Module):
       features_in, features: numbers of channels of the input and the output.
       kernel_size: one number, or (rows, columns).
       strides, padding, implementation: as in `ops.conv`.
-      use_bias: whether a bias is added.
       kernel_init: initializer of the kernel; the bias starts at 0.
       dtype: type of the computation; parameters are float32.
-      rngs: keys for the initial parameters.
     """
 
     def __init__(
         self,
         features_in: int,
         features: int,
-        kernel_size: int | tuple[int, int],
+        kernel_size: int | Pair,
         *,
         strides: int = 1,
-        padding: str | tuple[tuple[int, int], tuple[int, int]] = "SAME",
+        padding: str | Sequence[Pair] = "SAME",
         use_bias: bool = False,
         kernel_init: nnx.Initializer = KERNEL_INIT,
         implementation: str | None = None,
@@ -136,13 +131,7 @@ class ConvBN(nnx.Module):
     """
 
     def __init__(
-        self,
-        features_in: int,
-        features: int,
-        kernel_size: int | tuple[int, int],
-        *,
-        norm: Callable[[int], BatchNorm],
-        **conv,
+        self, features_in: int, features: int, kernel_size: int | Pair, *, norm: Callable[[int], BatchNorm], **conv
     ):
         self.conv = Conv(features_in, features, kernel_size, **conv)
         self.bn = norm(features)
@@ -187,12 +176,10 @@ class SeparableConvBN(nnx.Module):
 
     Args:
       features_in, features: numbers of channels of the input and the output.
-      segments: as in `SpatialConv`.
-      implementation: of the depthwise convolution, as in `ops.depthwise_conv`.
+      segments, implementation: of the depthwise convolution, as in `SpatialConv` and `ops.depthwise_conv`.
       intermediate_activation: a key of `ACTIVATIONS`, or None.
       norm: makes the normalization from its number of channels.
       dtype: type of the computation; parameters are float32.
-      rngs: keys for the initial parameters.
     """
 
     def __init__(

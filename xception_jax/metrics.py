@@ -57,14 +57,19 @@ class Objective:
         return jax.nn.one_hot(labels, self.num_classes, dtype=jnp.float32)
 
     def loss(self, logits: jax.Array, targets: jax.Array) -> jax.Array:
-        """Loss of each example in nats, float32[N]; logits and targets are float[N, num_classes]."""
-        weights = self.class_weights if self.weighted_loss else None
+        """Loss of each example in nats, float32[N]; logits and targets are float[N, num_classes].
+
+        For several labels, it is summed over the classes.
+        """
+        logits = logits.astype(jnp.float32)
+        weights = None
+        if self.class_weights is not None and self.weighted_loss:
+            weights = jnp.asarray(self.class_weights, jnp.float32)[None]  # [1, num_classes]
         if self.multilabel:
-            return sigmoid_cross_entropy(logits, targets, class_weights=weights)
-        loss = cross_entropy(logits, targets, label_smoothing=self.label_smoothing)  # [N]
-        if weights is None:
-            return loss
-        return loss * jnp.sum(targets * jnp.asarray(weights, jnp.float32)[None], axis=1)
+            terms = optax.sigmoid_binary_cross_entropy(logits, targets)  # [N, num_classes]
+            return jnp.sum(terms if weights is None else terms * weights, axis=1)
+        loss = optax.softmax_cross_entropy(logits, optax.smooth_labels(targets, self.label_smoothing))  # [N]
+        return loss if weights is None else loss * jnp.sum(targets * weights, axis=1)
 
     def sums(self, loss: jax.Array, logits: jax.Array, labels: jax.Array, mask: jax.Array | None = None) -> Sums:
         """`multilabel_sums` for several labels, else `classification_sums`."""
@@ -99,33 +104,6 @@ class Objective:
         return probabilities[:, self.label_offset :]
 
 
-def cross_entropy(logits: jax.Array, targets: jax.Array, *, label_smoothing: float = 0.0) -> jax.Array:
-    """Softmax cross-entropy of each example in nats, float32[N].
-
-    Args:
-      logits: float[N, classes].
-      targets: float32[N, classes], each row adding up to 1.
-      label_smoothing: see `Objective`.
-    """
-    return optax.softmax_cross_entropy(logits.astype(jnp.float32), optax.smooth_labels(targets, label_smoothing))
-
-
-def sigmoid_cross_entropy(
-    logits: jax.Array, targets: jax.Array, *, class_weights: tuple[float, ...] | None = None
-) -> jax.Array:
-    """Sigmoid cross-entropy of each example in nats, summed over the classes, float32[N].
-
-    Args:
-      logits: float[N, classes].
-      targets: float32[N, classes] in [0, 1].
-      class_weights: of the classes in the sum; None = all 1.
-    """
-    loss = optax.sigmoid_binary_cross_entropy(logits.astype(jnp.float32), targets)  # [N, classes]
-    if class_weights is not None:
-        loss = loss * jnp.asarray(class_weights, jnp.float32)[None]
-    return jnp.sum(loss, axis=1)
-
-
 def classification_sums(
     loss: jax.Array, logits: jax.Array, labels: jax.Array, mask: jax.Array | None = None
 ) -> Sums:
@@ -145,13 +123,8 @@ def multilabel_sums(loss: jax.Array, logits: jax.Array, labels: jax.Array, mask:
     """Sums over the examples whose mask is 1: loss, top1, exact, count.
 
     top1 counts the images whose highest logit is one of their labels; exact those whose labels are the classes
-    with a probability above one half, neither more nor fewer.
-
-    Args:
-      loss: float[N], of each example.
-      logits: float[N, classes].
-      labels: uint8[N, classes] of 0 and 1.
-      mask: float[N], 0 on padding; None counts all.
+    with a probability above one half, neither more nor fewer. The arguments are those of `classification_sums`,
+    but the labels are uint8[N, classes] of 0 and 1.
     """
     first = jax.nn.one_hot(jnp.argmax(logits, axis=1), logits.shape[1], dtype=jnp.bool_)  # [N, classes]
     present = labels > 0
@@ -175,10 +148,8 @@ def ranking_sums(
     `average_precision`. An image without a label of positive weight does not count.
 
     Args:
-      logits: float[N, classes].
-      labels: uint8[N, classes] of 0 and 1.
+      logits, labels, class_weights: as in `average_precision`.
       mask: float32[N], 0 on padding.
-      class_weights: float32[classes], at least 0.
       logits_sharding: of logits and labels over devices, images along its first axis and classes along its second
         if it has two. Then each device ranks its own classes, and only an image's best 100 of each device move
         between them. (XLA by itself gives all logits to all devices before it ranks them.)
@@ -237,10 +208,7 @@ def average_precision(
 
 
 def _top_k(k: int, axis_name: str | None, scores: jax.Array, *others: jax.Array) -> list[jax.Array]:
-    """The `k` highest scores of each row, the first ones of equals, and what `others` have in their places.
-
-    All are [N, classes] and become [N, k], or [N, classes] if that is less.
-    """
+    """The `k` highest scores of each row (the first ones of equals), and what `others` have in their places."""
     if axis_name is not None:
         gather = functools.partial(jax.lax.all_gather, axis_name=axis_name, axis=1, tiled=True, to="invarying")
         scores, *others = map(gather, _top_k(k, None, scores, *others))  # equal ones still by class

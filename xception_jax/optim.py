@@ -115,10 +115,9 @@ def to_steps(section: Section, name: str, *, batch_size: int, num_examples: int)
     values = {unit: getattr(section, f"{name}_{unit}", None) for unit in factors}
     given = {unit: value for unit, value in values.items() if value is not None}
     if len(given) > 1:
-        (unit, value), (other, _) = list(given.items())[:2]
-        raise SettingError(
-            f"{name}_{unit}", value, f"{name}_{other} is set too; keep one and set the others to None"
-        )
+        unit, other, *_ = given
+        remedy = f"{name}_{other} is set too; keep one and set the others to None"
+        raise SettingError(f"{name}_{unit}", given[unit], remedy)
     return next((float(value) * factors[unit] for unit, value in given.items()), None)
 
 
@@ -165,11 +164,8 @@ def make_schedule(
         schedule = optax.constant_schedule(learning_rate)
     elif name == "exponential":
         if not decay_steps:
-            raise SettingError(
-                "decay_every_epochs",
-                None,
-                "schedule 'exponential' needs it; set it, decay_every_steps or decay_every_samples",
-            )
+            remedy = "schedule 'exponential' needs it; set it, decay_every_steps or decay_every_samples"
+            raise SettingError("decay_every_epochs", None, remedy)
         schedule = _exponential(learning_rate, decay_steps, decay_rate, staircase)
     elif name == "piecewise":
         if not boundaries:
@@ -252,8 +248,8 @@ def make_optimizer(
     convention of TensorFlow and torch; Keras's l2(c) is wd = 2c), so wd p is added to g before everything else,
     including clipping. "decoupled" weight decay (Loshchilov and Hutter 2019) is p -= lr wd p beside the update.
 
-    With `replicas` > 1, the optimizer trains like that many asynchronous workers, see `asynchronous`. Coupled
-    weight decay and clipping are then part of the gradient that a worker computes; the rest happens on the server.
+    With `replicas` > 1, the optimizer trains like that many asynchronous replicas, see `asynchronous`. Coupled
+    weight decay and clipping are then part of the gradient that a replica computes; the server does the rest.
 
     Args:
       name: of the update rule.
@@ -265,15 +261,14 @@ def make_optimizer(
     """
     s = Optimizer(name=name, **settings)
     for term in ("momentum", "nesterov", "decay", "epsilon"):
-        unset = False if term == "nesterov" else None
+        unset = Optimizer.model_fields[term].default
         if (value := getattr(s, term)) != unset and term not in TERMS[name]:
             raise SettingError(term, value, f"optimizer {name!r} has no {term}; set it to {unset}")
     try:
         re.compile(s.weight_decay_paths)
     except re.error as error:
-        raise SettingError(
-            "weight_decay_paths", s.weight_decay_paths, f"is no regular expression ({error})"
-        ) from None
+        remedy = f"is no regular expression ({error})"
+        raise SettingError("weight_decay_paths", s.weight_decay_paths, remedy) from None
 
     def mask(params):
         return path_mask(params, s.weight_decay_paths)
@@ -316,8 +311,8 @@ class AsynchronousState(NamedTuple):
 
     Attributes:
       count: number of gradients given so far, int32[].
-      queue: ring buffer of W gradients, [W, ...] for each parameter; gradient t is at t mod W. The spare slot lets
-        us write before reading, so nothing is copied.
+      queue: ring buffer of W gradients, [W, ...] for each parameter; gradient t is at t mod W. K gradients
+        wait at a time; the spare slot allows writing before reading, so that nothing is copied.
       rule: state of the update rule.
     """
 
@@ -327,26 +322,20 @@ class AsynchronousState(NamedTuple):
 
 
 def asynchronous(rule: optax.GradientTransformation, replicas: int) -> optax.GradientTransformation:
-    """Asynchronous gradient descent (Chollet 2017, section 4.4) with W workers that take turns, one gradient a
-    call.
+    """Asynchronous gradient descent (Chollet 2017, section 4.4) with W = `replicas` >= 2 that take turns.
 
-    Each worker computes a gradient on its copy of the parameters and sends it to a server, which updates the
-    parameters by `rule` and sends a new copy back. All workers start with the same copy. The server's update
-    u = 0, 1, ... comes from worker u mod W, which made its copy after update u - W. So, with p(v) the parameters
-    before update v, the gradient of update u is computed on p(max(0, u - K)), where K = W - 1.
+    Each replica computes a gradient on its copy of the parameters and sends it to a server, which updates the
+    parameters by `rule` and sends a new copy back. All replicas start with the same copy. Update u = 0, 1, ...
+    comes from replica u mod W, which got its copy after update u - W. So its gradient is computed on the
+    parameters before update max(0, u - K), where K = W - 1.
 
-    A single process gives the same parameters if it applies each gradient K calls late. Call t = 0, 1, ...
-    receives gradient t, computed on the current parameters, and applies gradient t - K as update t - K. The first
-    K calls apply nothing and leave the rule's state alone, since even a zero gradient moves what has momentum or
-    decays. Before call t, max(0, t - K) updates were made, so gradient t, which is used in update t, was computed
-    on p(max(0, t - K)).
+    A single process gives the same parameters if it applies each gradient K calls late: call t = 0, 1, ...
+    receives gradient t, computed on the current parameters, and makes update t - K with gradient t - K. The first
+    K calls change neither the parameters nor the rule's state (a zero gradient would move what has momentum or
+    decays).
 
     This takes the memory of W gradients, in checkpoints too. A run of T calls makes T - K updates; the learning
     rate of `rule` follows the updates.
-
-    Args:
-      rule: turns a gradient into an update.
-      replicas: W, 2 or more.
     """
 
     def init(params):

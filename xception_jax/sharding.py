@@ -26,14 +26,10 @@ class Layout:
     """Shardings of batches and states over a mesh with the axis "data" and perhaps "model".
 
     Examples are split over all devices and the classes of the last layer along "model"; all else is replicated.
-
-    Attributes:
-      mesh: of all devices.
-      num_classes: number of logits.
     """
 
     mesh: Mesh
-    num_classes: int
+    num_classes: int  # number of logits
 
     @property
     def replicated(self) -> NamedSharding:
@@ -47,8 +43,7 @@ class Layout:
 
     @property
     def logits(self) -> NamedSharding:
-        """Sharding of logits [N, classes]: examples along "data" and, if the mesh has it, classes along
-        "model"."""
+        """Sharding of logits [N, classes]: examples along "data", classes along "model" if the mesh has it."""
         return NamedSharding(self.mesh, PartitionSpec(*self.mesh.axis_names))
 
     def of_batch(self, name: str, ndim: int) -> NamedSharding:
@@ -75,9 +70,7 @@ class Layout:
     def abstract(self, shapes: PyTree) -> PyTree:
         """A state's shapes with its shardings."""
         return jax.tree.map(
-            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-            shapes,
-            self.of_state(shapes),
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, self.of_state(shapes)
         )
 
     def place(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
@@ -101,12 +94,10 @@ def make_layout(model: int, *, num_classes: int) -> Layout:
     local = jax.local_device_count()
     if local % model or num_classes % model:
         choices = [size for size in range(1, local + 1) if local % size == 0 and num_classes % size == 0]
-        raise SettingError(
-            "mesh.model",
-            model,
+        remedy = (
             f"must divide the number of devices of a host, {local}, and of classes, {num_classes:,}; choose one of"
-            f" {choices}",
         )
+        raise SettingError("mesh.model", model, f"{remedy} {choices}")
     devices = in_host_order(jax.devices())
     shape, names = ((-1,), ("data",)) if model == 1 else ((-1, model), ("data", "model"))
     return Layout(Mesh(np.reshape(devices, shape), names, axis_types=(AxisType.Auto,) * len(names)), num_classes)

@@ -35,7 +35,7 @@ class TrainState:
 
 
 def split(model: nnx.Module) -> tuple[nnx.GraphDef, PyTree, PyTree]:
-    """Splits a model into (structure, parameters, model state); `nnx.merge` puts it together again."""
+    """(structure, parameters, model state) of a model; `nnx.merge` puts it together again."""
     graphdef, params, model_state = nnx.split(model, nnx.Param, ...)
     return graphdef, nnx.to_pure_dict(params), nnx.to_pure_dict(model_state)
 

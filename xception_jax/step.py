@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,10 +17,8 @@ PyTree = Any
 Batch = dict[str, jax.Array]
 
 
-class Prepare(Protocol):
-    """Turns a batch into the model's inputs; `data.inputs.Inputs.prepare` is one."""
-
-    def __call__(self, batch: Batch, targets: jax.Array, *, train: bool) -> tuple[PyTree, jax.Array]: ...
+# Turns (batch, targets, train=...) into the model's inputs and targets, as `data.inputs.Inputs.prepare` does.
+Prepare = Callable[..., tuple[PyTree, jax.Array]]
 
 
 def make_train_step(
@@ -43,9 +41,6 @@ def make_train_step(
 
     Args:
       graphdef: structure of the model, from `state.split`.
-      optimizer: of the parameters.
-      prepare: makes inputs and targets of the batch, with augmentation.
-      objective: loss and metrics.
       accumulation_steps: K > 1 computes the gradient as the mean over K parts of the batch, one after the other,
         so that only the activations of B / K examples are in memory at a time. Batch statistics are then computed
         on each part.
@@ -79,10 +74,7 @@ def make_train_step(
 
 
 def _make_gradient(
-    graphdef: nnx.GraphDef,
-    prepare: Prepare,
-    objective: metrics.Objective,
-    logits_sharding: NamedSharding | None,
+    graphdef: nnx.GraphDef, prepare: Prepare, objective: metrics.Objective, logits_sharding: NamedSharding | None
 ) -> Callable[[TrainState, Batch, jax.Array], tuple[dict[str, PyTree], metrics.Sums]]:
     """Builds gradient(state, batch, key) -> ({"grads", "model_state"}, sums); `key` is for the dropout."""
 
@@ -113,9 +105,8 @@ def _split_classes(x: jax.Array, sharding: NamedSharding | None) -> jax.Array:
 
 
 def _accumulated(gradient: Callable, parts: int, block: int) -> Callable:
-    """Runs `gradient` on one part of the batch after the other; returns the mean of its first result and the sum
-    of
-    its second."""
+    """Runs `gradient` on one part of the batch after the other; takes the mean of its first result, the sum of its
+    second."""
 
     def compute(state, batch, key):
         batches = jax.tree.map(lambda x: _split_batch(x, parts, block), batch)  # [parts, B / parts, ...]
@@ -158,11 +149,8 @@ def make_eval_step(
 
     Besides what `prepare` reads, the batch has "label" in the objective's format and "mask" float32[B], 0 on
     padding. The weight sets are those of `state.weight_sets`. The loss has no label smoothing.
-
-    Args:
-      graphdef, prepare, objective: see `make_train_step`.
-      logits_sharding: see `make_train_step`. MAP@100 uses it even if it splits only the examples; in addition it
-        moves the best 100 classes of each example and device (see `metrics.ranking_sums`).
+    The arguments are those of `make_train_step`. MAP@100 uses `logits_sharding` even if it splits only the
+    examples; in addition it moves the best 100 classes of each example and device (see `metrics.ranking_sums`).
     """
     objective = dataclasses.replace(objective, label_smoothing=0.0)
 
