@@ -1,9 +1,10 @@
 """Configs from the command line, --config=configs/NAME.py --config.KEY=VALUE ...; mistakes in one line."""
 
 import difflib
-import importlib.util
 import inspect
+import itertools
 import pathlib
+import runpy
 import traceback
 from collections.abc import Sequence
 
@@ -28,14 +29,21 @@ def parse(flag_values: flags.FlagValues, argv: Sequence[str], *, required: Seque
     Raises:
       UserError: for an unknown flag, setting or value, a missing flag, a config file that is missing or faulty.
     """
-    _check_config(argv)
-    unset = [argument.removesuffix("=None") for argument in argv if _sets(argument, "None")]
+    path, settings, unset = None, [], []
+    for argument, following in itertools.pairwise([*argv, ""]):
+        name, equals, value = argument.partition("=")
+        if name == "--config":
+            path = value if equals else following
+        elif name.startswith(PREFIX):
+            settings.append(argument)
+            unset += [argument] * (value == "None")
+    if path is not None:
+        _check_names(load(path), settings)
     try:
-        rest = flag_values([argument for argument in argv if not _sets(argument, "None")])[1:]
+        rest = flag_values([argument for argument in argv if argument not in unset])[1:]
     except flags.UnrecognizedFlagError as error:
-        raise UserError(
-            f"--{error.flagname}: no such flag; settings of the recipe are written {PREFIX}KEY=VALUE"
-        ) from None
+        remedy = f"settings of the recipe are written {PREFIX}KEY=VALUE"
+        raise UserError(f"--{error.flagname}: no such flag; {remedy}") from None
     except flags.Error as error:
         raise UserError(str(error)) from None
     except Exception as error:  # what ml_collections raises for a value of another type
@@ -45,47 +53,26 @@ def parse(flag_values: flags.FlagValues, argv: Sequence[str], *, required: Seque
     for name in required:
         if not flag_values[name].present:
             raise UserError(f"--{name} is missing: {example}")
-    for key in unset:
-        section, _, name = key.removeprefix(PREFIX).rpartition(".")
-        with flag_values["config"].value.ignore_type():
-            _find(flag_values["config"].value, section)[name] = None
+    if unset:
+        config = flag_values["config"].value
+        with config.ignore_type():
+            config.update_from_flattened_dict({_name(argument): None for argument in unset})
 
 
-def _sets(argument: str, value: str) -> bool:
-    return argument.startswith(PREFIX) and argument.partition("=")[2] == value
+def _name(argument: str) -> str:
+    return argument.removeprefix(PREFIX).partition("=")[0]
 
 
-def _find(config: ConfigDict, path: str) -> ConfigDict:
-    """The section at a path such as "model" or ""."""
-    for name in filter(None, path.split(".")):
-        config = config[name]
-    return config
-
-
-def _check_config(argv: Sequence[str]) -> None:
-    """Raises UserError if the config file cannot be used, or lacks a setting that an argument names."""
-    path = None
-    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
-        if argument.startswith("--config="):
-            path = argument.partition("=")[2]
-        elif argument == "--config":
-            path = following
-    if path is None:
-        return
-    config = load(path)
-    for argument in argv:
-        if argument.startswith(PREFIX):
-            _check_key(config, argument)
-
-
-def _check_key(config: ConfigDict, argument: str) -> None:
-    inside = config
-    for name in argument.removeprefix(PREFIX).partition("=")[0].split("."):
-        if not isinstance(inside, ConfigDict) or name not in inside:
-            near = difflib.get_close_matches(name, inside if isinstance(inside, ConfigDict) else (), n=1)
-            hint = f"did you mean {near[0]!r}?" if near else "docs/settings.md lists them"
-            raise UserError(f"{argument}: no such setting; {hint}")
-        inside = inside[name]
+def _check_names(config: ConfigDict, settings: Sequence[str]) -> None:
+    for argument in settings:
+        inside = config
+        for name in _name(argument).split("."):
+            known = list(inside) if isinstance(inside, ConfigDict) else []
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else "docs/settings.md lists them"
+                raise UserError(f"{argument}: no such setting; {hint}")
+            inside = inside[name]
 
 
 def load(path: str) -> ConfigDict:
@@ -95,14 +82,10 @@ def load(path: str) -> ConfigDict:
       UserError: names the file and, where there is one, the line at fault.
     """
     name, _, variant = path.partition(":")
-    file = pathlib.Path(name)
-    if not file.is_file():
+    if not pathlib.Path(name).is_file():
         raise UserError(f"--config={path}: no such file; recipes are in configs/")
     try:
-        spec = importlib.util.spec_from_file_location("config", file)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        get_config = module.get_config
+        get_config = runpy.run_path(name)["get_config"]
         config = get_config(variant) if inspect.signature(get_config).parameters else get_config()
     except SyntaxError as error:
         raise UserError(f"--config={path}: {error.filename}, line {error.lineno}: {error.msg}") from None
@@ -110,10 +93,8 @@ def load(path: str) -> ConfigDict:
         last = traceback.extract_tb(error.__traceback__)[-1]
         raise UserError(f"--config={path}: {last.filename}, line {last.lineno}: {error!r}") from None
     if not isinstance(config, ConfigDict):
-        raise UserError(
-            f"--config={path}: get_config() returns {type(config).__name__}; return a ConfigDict, such as"
-            " common.default()"
-        )
+        remedy = "return a ConfigDict, such as common.default()"
+        raise UserError(f"--config={path}: get_config() returns {type(config).__name__}; {remedy}")
     return config
 
 

@@ -1,11 +1,13 @@
 """Draws what the network sees: training images as they are augmented, and images as they are evaluated."""
 
 import argparse
+import contextlib
 import itertools
 import pathlib
 
 import jax
 import numpy as np
+from matplotlib.figure import Figure
 
 from xception_jax import recipe, task
 from xception_jax.commands import command_line
@@ -45,8 +47,8 @@ def run(arguments: argparse.Namespace) -> None:
         train, evaluation = training_images(built, count), evaluated_images(built)
     except ValueError as error:
         raise TrainingError(str(error)) from None
+    title = f"{checked.data.name}, {built.inputs.preprocessing.image_size} px"
     try:
-        title = f"{checked.data.name}, {built.inputs.preprocessing.image_size} px"
         draw(train, evaluation, arguments.out, title=title)
     except (OSError, ValueError) as error:  # matplotlib raises ValueError for an unknown suffix
         reason = getattr(error, "strerror", None) or error
@@ -57,11 +59,9 @@ def run(arguments: argparse.Namespace) -> None:
 def training_images(built: task.Task, count: int) -> Titled:
     """The first `count` images of training as the network gets them, but before normalization."""
     reader = built.reader(built.dataset.train, substitute=True)
-    batches = pipeline.train_batches(
-        reader, built.inputs.train_transform, batch_size=count, seed=built.recipe.seed, num_threads=2
-    )
-    batch = next(batches)
-    batches.close()
+    settings = {"batch_size": count, "seed": built.recipe.seed}
+    with contextlib.closing(pipeline.train_batches(reader, built.inputs.train_transform, **settings)) as batches:
+        batch = next(batches)
     for index in batch["unreadable"][batch["unreadable"] >= 0].tolist():
         print(f"warning: {reader.why_unreadable(index)}; another image takes its place")
 
@@ -98,10 +98,9 @@ def _title(target: np.ndarray, names: list[str]) -> str:
 
 def draw(train: Titled, evaluation: Titled, path: pathlib.Path, *, title: str) -> None:
     """Writes a PNG: rows of training images, then a row of evaluated ones, each with its title."""
-    import matplotlib.pyplot as plt
-
     rows = len(train[0]) // COLUMNS
-    figure, axes = plt.subplots(rows + 1, COLUMNS, figsize=(2 * COLUMNS, 2.5 * (rows + 1)), layout="constrained")
+    figure = Figure(figsize=(2 * COLUMNS, 2.5 * (rows + 1)), layout="constrained")
+    axes = figure.subplots(rows + 1, COLUMNS)
     for axis in axes.flat:
         axis.set_axis_off()
     places = itertools.chain(zip(axes[:-1].flat, *train, strict=True), zip(axes[-1], *evaluation, strict=False))
@@ -110,4 +109,3 @@ def draw(train: Titled, evaluation: Titled, path: pathlib.Path, *, title: str) -
         axis.set_title(text, fontsize=8, parse_math=False)
     figure.suptitle(f"{title}: training images as augmented; in the last row, images as evaluated")
     figure.savefig(path, dpi=100)
-    plt.close(figure)

@@ -4,8 +4,9 @@ import argparse
 import collections
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
+import jax
 from flax import nnx
 from jax.extend import core
 
@@ -55,17 +56,13 @@ class Product:
 
 @dataclasses.dataclass(frozen=True)
 class GroupedConv:
-    """The shapes of a convolution within groups of channels.
+    """The shapes of a convolution within groups of channels: pairs of height and width, and numbers of channels.
 
     >>> print(GroupedConv((19, 19), 728, 728, (3, 3), 728, (1, 1), ((1, 1), (1, 1))))
     19x19x728 depthwise 3x3
 
     Attributes:
-      size: height and width of the input.
-      channels, features: number of input and output channels.
-      kernel: height and width of the kernel.
-      groups: number of groups; as many as channels in a depthwise convolution.
-      strides: of rows and columns.
+      size, channels: of the input; `features` are the channels of the output.
       padding: ((top, bottom), (left, right)) in pixels.
     """
 
@@ -134,14 +131,11 @@ def _walk(jaxpr: core.Jaxpr, scope: str = "") -> list[tuple[core.JaxprEqn, str]]
     return found
 
 
-def _subjaxprs(equation: core.JaxprEqn) -> Iterator[core.Jaxpr]:
+def _subjaxprs(equation: core.JaxprEqn) -> list[core.Jaxpr]:
     """The programs that an equation contains: that of a call, a loop, the branches of a condition."""
-    for value in equation.params.values():
-        for item in value if isinstance(value, tuple | list) else (value,):
-            if isinstance(item, core.ClosedJaxpr):
-                yield item.jaxpr
-            elif isinstance(item, core.Jaxpr):
-                yield item
+    leaves = jax.tree.leaves(list(equation.params.values()))
+    programs = (getattr(leaf, "jaxpr", leaf) for leaf in leaves)  # of a ClosedJaxpr
+    return [program for program in programs if isinstance(program, core.Jaxpr)]
 
 
 def _macs(equation: core.JaxprEqn) -> int:
@@ -186,21 +180,12 @@ def _grouped_conv(equation: core.JaxprEqn) -> GroupedConv:
 
 def table(layers: Sequence[Product]) -> str:
     """A line for each convolution and matrix product, in columns."""
-    rows = [
-        (
-            product.layer,
-            product.operation,
-            " x ".join(map(str, product.output)),
-            f"{product.weights:,}",
-            f"{product.macs:,}",
-            f"{product.activations:,}",
-        )
-        for product in layers
-    ]
-    widths = [max(map(len, column)) for column in zip(HEADER, *rows, strict=True)]
-    lines = [
-        [*map(str.ljust, row[:3], widths[:3]), *map(str.rjust, row[3:], widths[3:])] for row in (HEADER, *rows)
-    ]
+    rows = [HEADER]
+    for product in layers:
+        counts = (f"{n:,}" for n in (product.weights, product.macs, product.activations))
+        rows.append((product.layer, product.operation, " x ".join(map(str, product.output)), *counts))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [[*map(str.ljust, row[:3], widths[:3]), *map(str.rjust, row[3:], widths[3:])] for row in rows]
     return "\n".join("  ".join(line).rstrip() for line in lines)
 
 
