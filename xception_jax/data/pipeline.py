@@ -97,16 +97,6 @@ class Reader:
         return arrays | {"label": label}
 
 
-@dataclasses.dataclass(frozen=True)
-class _Seeded(grain.transforms.RandomMap):
-    """The training transform, then the seed of the example's augmentation on the device."""
-
-    transform: Callable[[Example, np.random.Generator], Example]
-
-    def random_map(self, element: Example, rng: np.random.Generator) -> Example:
-        return self.transform(element, rng) | {"seed": rng.integers(2**32, dtype=np.uint32)}
-
-
 def train_batches(
     reader: Reader,
     transform: Callable[[Example, np.random.Generator], Example],
@@ -134,24 +124,13 @@ def train_batches(
       Iterator of the transformed arrays [B, ...], "label" int32[B] or uint8[B, classes], "seed" uint32[B] and
       "unreadable" int32[B], where B = batch_size / process_count.
     """
-    examples = grain.MapDataset.source(reader).seed(seed).shuffle().repeat(_EPOCHS).random_map(_Seeded(transform))
+
+    def seeded(example: Example, rng: np.random.Generator) -> Example:  # the seed is of augmentation on the device
+        return transform(example, rng) | {"seed": rng.integers(2**32, dtype=np.uint32)}
+
+    examples = grain.MapDataset.source(reader).seed(seed).shuffle().repeat(_EPOCHS).random_map(seeded)
     batches = _share(examples, batch_size, process_index, process_count)
     return _iterate(batches[start_step:], num_threads, num_workers)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Padded:
-    """A source made longer with copies of its first example, whose mask is 0."""
-
-    source: Reader
-    length: int
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: int) -> Example:
-        real = index < len(self.source)
-        return self.source[index if real else 0] | {"mask": np.float32(real)}
 
 
 def evaluation_batches(
@@ -172,8 +151,13 @@ def evaluation_batches(
       Iterator of the transformed arrays [B, ...], "label" int32[B] or uint8[B, classes] and "mask" float32[B],
       which is 0 on padding, where B = batch_size / process_count.
     """
+
+    def read(index: int) -> Example:  # beyond the last example, a copy of the first
+        real = index < len(reader)
+        return reader[index if real else 0] | {"mask": np.float32(real)}
+
     length = -(-len(reader) // batch_size) * batch_size
-    examples = grain.MapDataset.source(_Padded(reader, length)).map(transform)
+    examples = grain.MapDataset.range(length).map(read).map(transform)
     batches = _share(examples, batch_size, process_index, process_count)
     return _iterate(batches, num_threads, num_workers if len(reader) >= _WORTH_WORKERS else 0)
 

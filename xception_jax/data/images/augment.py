@@ -61,8 +61,7 @@ class Augmentation(Section):
         if self.flip:
             images = random_flip(images, keys)
         if self.color == "jitter":
-            strengths = (self.brightness, self.contrast, self.saturation, self.hue)
-            images = color_jitter(images, keys, *strengths)
+            images = color_jitter(images, keys, self.brightness, self.contrast, self.saturation, self.hue)
         elif self.color != "none":
             images = inception_color(images, keys, fast=self.color == "inception_fast")
         if self.mixes:
@@ -255,14 +254,15 @@ def mix_pairs(
     Returns:
       (images, targets) of the same shapes.
     """
-    pairs = images.reshape(-1, 2, *images.shape[1:])  # [N / 2, 2, H, W, C]
     weight = _pixel_weights(keys, images.shape[1:3], mixup_alpha, cutmix_alpha)  # [N / 2, H, W]
-    share = jnp.mean(weight, axis=(1, 2))[:, None, None]  # [N / 2, 1, 1]
-    weight = weight[:, None, :, :, None]  # [N / 2, 1, H, W, 1]
-    mixed = weight * pairs + (1 - weight) * pairs[:, ::-1]
-    pairs = targets.reshape(-1, 2, targets.shape[-1])  # [N / 2, 2, classes]
-    mixed_targets = share * pairs + (1 - share) * pairs[:, ::-1]
-    return mixed.reshape(images.shape), mixed_targets.reshape(targets.shape)
+    share = jnp.mean(weight, axis=(1, 2))  # [N / 2]
+    return _mix(images, weight[:, None, :, :, None]), _mix(targets, share[:, None, None])
+
+
+def _mix(x: jax.Array, own: jax.Array) -> jax.Array:
+    """x[N, ...], of each pair the share `own` [N / 2, 1, ...] and the rest of the other one."""
+    pairs = x.reshape(-1, 2, *x.shape[1:])  # [N / 2, 2, ...]
+    return (own * pairs + (1 - own) * pairs[:, ::-1]).reshape(x.shape)
 
 
 def _pixel_weights(keys: jax.Array, size: tuple[int, int], mixup_alpha: float, cutmix_alpha: float) -> jax.Array:

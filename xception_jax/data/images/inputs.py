@@ -132,8 +132,9 @@ class Images:
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Self:
         """The inputs of a checkpoint; a record of version 0.1 has one number as mean and std of all channels."""
-        values = {name: value for name, value in record.items() if name != "channels"}
-        return cls(preprocessing=_preprocessing(values, record["channels"]))
+        return of_model(
+            {name: value for name, value in record.items() if name != "channels"}, channels=record["channels"]
+        )
 
     def record(self) -> dict[str, Any]:
         return dataclasses.asdict(self.preprocessing) | {"channels": self.preprocessing.channels}

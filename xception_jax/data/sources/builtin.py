@@ -1,5 +1,7 @@
 """Datasets that need no files: handwritten digits, several digits on one canvas, and noise."""
 
+import dataclasses
+
 import numpy as np
 
 from xception_jax.data.dataset import ArraySource, Dataset
@@ -34,13 +36,8 @@ def digits_multilabel() -> Dataset:
     8,192 canvases show training digits and 1,024 show validation digits; they are the same in every run.
     """
     single = digits()
-    return Dataset(
-        train=_compose(single.train, 8192, seed=0),
-        validation=_compose(single.validation, 1024, seed=1),
-        class_names=single.class_names,
-        model_settings={"in_channels": 1},
-        multilabel=True,
-    )
+    train, validation = _compose(single.train, 8192, seed=0), _compose(single.validation, 1024, seed=1)
+    return dataclasses.replace(single, train=train, validation=validation, multilabel=True)
 
 
 def _compose(digits: ArraySource, count: int, *, seed: int) -> ArraySource:
