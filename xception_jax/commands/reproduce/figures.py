@@ -32,11 +32,13 @@ def profiles(rows: Sequence[Row], labels: Mapping[str, str], measure: str) -> Fi
         curves = list(rows_lib.averaged(rows, run).values())
         if not curves:
             continue
-        for points in curves:
-            axes.plot(*_points(points, measure), color=color, alpha=0.3, linewidth=0.8)
-        same = [point["step"] for point in min(curves, key=len)]
-        mean = [100 * statistics.fmean(curve[i][measure] for curve in curves) for i in range(len(same))]
-        axes.plot(same, mean, color=color, linewidth=2, label=f"{label}, {_count(len(curves), 'seed')}")
+        steps = [[point["step"] for point in points] for points in curves]
+        values = [[100 * point[measure] for point in points] for points in curves]
+        for x, y in zip(steps, values, strict=True):
+            axes.plot(x, y, color=color, alpha=0.3, linewidth=0.8)
+        mean = [statistics.fmean(column) for column in zip(*values, strict=False)]  # as far as the shortest
+        seeds = f"{len(curves)} seed" + "s" * (len(curves) > 1)
+        axes.plot(min(steps, key=len), mean, color=color, linewidth=2, label=f"{label}, {seeds}")
     axes.set_xlabel("gradient descent steps")
     axes.legend()
     return figure
@@ -60,19 +62,15 @@ def spectrum(rows: Sequence[Row], labels: Mapping[str, str], measure: str) -> Fi
     """Plots the measure against the number of segments, from a regular to a separable convolution."""
     figure, axes = _new(measure)
     order = sorted(labels, key=_segments)
-    for measured, marker, what in (
-        (rows_lib.final, "o-", "at the end"),
-        (rows_lib.over_training, "s--", "mean over training"),
-    ):
-        found = [(place, measured(rows, run, measure)) for place, run in enumerate(order)]
-        found = [(place, 100 * np.array(list(values.values()))) for place, values in found if values]
-        color = COLORS[marker == "s--"]
-        places = [place for place, _ in found]
-        axes.plot(places, [values.mean() for _, values in found], marker, color=color, label=what)
-        for place, values in found:
+    kinds = ((rows_lib.final, "o-", "at the end"), (rows_lib.over_training, "s--", "mean over training"))
+    for color, (measured, marker, what) in zip(COLORS, kinds, strict=False):
+        found = {place: list(measured(rows, run, measure).values()) for place, run in enumerate(order)}
+        found = {place: 100 * np.array(values) for place, values in found.items() if values}
+        axes.plot(list(found), [values.mean() for values in found.values()], marker, color=color, label=what)
+        for place, values in found.items():
             axes.plot([place] * len(values), values, ".", color=color, alpha=0.4)
     axes.set_xticks(
-        range(len(order)), ["1 a channel" if np.isinf(s := _segments(run)) else str(int(s)) for run in order]
+        range(len(order)), ["1 a channel" if s == np.inf else f"{s:.0f}" for s in map(_segments, order)]
     )
     axes.set_xlabel("segments of the spatial convolutions, at equal parameters")
     axes.legend()
@@ -104,14 +102,6 @@ def _new(measure: str | None) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _points(points: Sequence[Row], measure: str) -> tuple[list[int], list[float]]:
-    return [point["step"] for point in points], [100 * point[measure] for point in points]
-
-
 def _segments(run: str) -> float:
     """The number of segments of a run called segments_N; other runs have one segment per channel."""
     return float(run.removeprefix("segments_")) if run.startswith("segments_") else float("inf")
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" + "s" * (number > 1)

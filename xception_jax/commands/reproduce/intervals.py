@@ -1,4 +1,4 @@
-"""Means over seeds, and differences between two networks, paired by seed."""
+"""Differences between two networks, paired by seed."""
 
 import dataclasses
 import math
@@ -39,8 +39,3 @@ def paired_difference(ours: Sequence[float], theirs: Sequence[float]) -> Differe
         return Difference(mean, None, None, n)
     half = stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * statistics.stdev(differences) / math.sqrt(n)
     return Difference(mean, mean - float(half), mean + float(half), n)
-
-
-def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
-    """The mean and the sample standard deviation (n - 1), which is None for a single value."""
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None

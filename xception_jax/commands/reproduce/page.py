@@ -1,5 +1,6 @@
 """The page of a table or figure: the paper's numbers, ours, their differences, and what these show."""
 
+import statistics
 from collections.abc import Sequence
 
 from xception_jax.commands.reproduce import intervals
@@ -11,24 +12,13 @@ from xception_jax.commands.reproduce.targets import JFT, SCALES, Network, Target
 NAMES = {"top1": "top-1", "top5": "top-5", "map100": "MAP@100"}
 
 
-def write(
-    target: Target,
-    rows: Sequence[Row],
-    *,
-    scale: str,
-    settings: Sequence[str],
-    command: str,
-    written: str,
-    plot: str,
-) -> str:
+def write(target: Target, rows: Sequence[Row], *, scale: str, settings: Sequence[str], **about: str) -> str:
     """The page of trained networks in Markdown.
 
     Args:
       rows: results of the runs.
       settings: "--config.KEY=VALUE", by which the recipes differ from those of the scale.
-      command: the command that makes the page.
-      written: the commit and the device that it was made with.
-      plot: file name of the plot.
+      **about: see `assemble`.
     """
     seeds = sorted({row["seed"] for row in rows})
     changed = f", changed by `{' '.join(settings)}`" if settings else ""
@@ -36,27 +26,22 @@ def write(
         f"Scale `{scale}`: {SCALES[scale]}{changed}. Seeds: {', '.join(map(str, seeds))}. The"
         " averaged weights are evaluated on one crop of every held-out image."
     )
-    body = [
-        how,
-        *([target.note] if target.note else []),
-        *_table(target, rows, scale),
-        *_comparisons(target, rows),
-    ]
-    return assemble(target, body, verdict(target, rows, scale), command=command, written=written, plot=plot)
+    body = [how, target.note, *_table(target, rows, scale), *_comparisons(target, rows)]
+    return assemble(target, body, verdict(target, rows, scale), **about)
 
 
 def assemble(target: Target, body: Sequence[str], verdict: str, *, command: str, written: str, plot: str) -> str:
-    """A page in Markdown; `body` are its paragraphs and tables."""
-    image = f"![{target.title}]({plot})"
-    parts = [
-        f"# {target.title}",
-        f"    {command}",
-        *body,
-        image,
-        f"**Verdict.** {verdict}",
-        f"Written {written}.",
-    ]
-    return "\n\n".join(parts) + "\n"
+    """A page in Markdown.
+
+    Args:
+      body: paragraphs and tables; empty ones are left out.
+      command: the command that makes the page.
+      written: the commit and the device that it was made with.
+      plot: file name of the plot.
+    """
+    parts = [f"# {target.title}", f"    {command}", *body, f"![{target.title}]({plot})"]
+    parts += [f"**Verdict.** {verdict}", f"Written {written}."]
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def _table(target: Target, rows: Sequence[Row], scale: str) -> list[str]:
@@ -86,8 +71,8 @@ def _cells(network: Network, measure: str, rows: Sequence[Row]) -> tuple[str, st
     printed = "" if paper is None else f"{100 * paper:.{2 if measure == 'map100' else 1}f}"
     if not values:
         return printed, "failed", ""
-    mean, deviation = intervals.mean_and_deviation(values)
-    ours = f"{100 * mean:.2f}" + ("" if deviation is None else f" ± {100 * deviation:.2f}")
+    mean = statistics.fmean(values)
+    ours = f"{100 * mean:.2f}" + (f" ± {100 * statistics.stdev(values):.2f}" if len(values) > 1 else "")
     return printed, ours, "" if paper is None else f"{100 * (mean - paper):+.2f}"
 
 
@@ -107,7 +92,7 @@ def differences(target: Target, rows: Sequence[Row]) -> dict[tuple[str, str], tu
 
 
 def _comparisons(target: Target, rows: Sequence[Row]) -> list[str]:
-    labels = {network.run: network.label for network in target.networks}
+    labels = target.labels
     papers = {network.run: network.paper.get(target.measures[0]) for network in target.networks}
     name = NAMES[target.measures[0]]
     how = (
@@ -137,9 +122,7 @@ def verdict(target: Target, rows: Sequence[Row], scale: str) -> str:
     if scale == "smoke":
         return "A smoke test: the numbers mean nothing."
     claim = "An open question of the paper." if target.claim is None else f"The paper: {target.claim}"
-    labels = {network.run: network.label for network in target.networks}
-    found = differences(target, rows)
-    said = []
+    labels, found, said = target.labels, differences(target, rows), []
     for first in dict.fromkeys(better for better, _ in found):
         for moment, name in enumerate(("at the end", "over training")):
             judged: dict[str, list[str]] = {}

@@ -5,13 +5,7 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """A row of a table, or a curve of a figure.
-
-    Attributes:
-      run: its name in configs/reproduction.py.
-      label: its name in the paper.
-      paper: measure -> the paper's number.
-    """
+    """A row or curve: its names in configs/reproduction.py and in the paper, and the paper's number by measure."""
 
     run: str
     label: str
@@ -31,8 +25,7 @@ class Target:
       note: what else a reader has to know.
       kind: "table", "profile" (the first measure against gradient steps), "spectrum" (the first measure against
         the number of segments) or "speed".
-      comparisons: pairs of runs, (better, worse) according to the claim; None = the first network and each other
-        one.
+      comparisons: pairs of runs, (better, worse) by the claim; None = the first network and each other one.
     """
 
     title: str
@@ -43,6 +36,11 @@ class Target:
     comparisons: tuple[tuple[str, str], ...] | None = None
     of_convergence: bool = False
     note: str = ""
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """The label of each run."""
+        return {network.run: network.label for network in self.networks}
 
     @property
     def pairs(self) -> tuple[tuple[str, str], ...]:
