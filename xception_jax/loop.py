@@ -70,7 +70,7 @@ class Training:
 
     def due(self, step: int, every: int) -> bool:
         """Whether something that happens every so many steps, and at the end, happens at `step`."""
-        return step % every == 0 or step == self.total_steps
+        return step % every == 0 or step >= self.total_steps
 
 
 def make_training(task: Task) -> Training:
@@ -87,9 +87,8 @@ def make_training(task: Task) -> Training:
         steps = recipe.steps(name, num_examples)
         return total if steps is None else max(1, round(steps))
 
-    schedule = recipe.schedule.build(
-        batch_size=recipe.batch_size, num_examples=num_examples, total_steps=recipe.steps("total", num_examples)
-    )
+    sizes = {"batch_size": recipe.batch_size, "num_examples": num_examples}
+    schedule = recipe.schedule.build(**sizes, total_steps=recipe.steps("total", num_examples))
     with within("config", "optimizer"):
         optim.path_mask(state.split(task.abstract_model())[1], recipe.optimizer.weight_decay_paths)
     optimizer = optim.make_optimizer(learning_rate=schedule, **recipe.optimizer.model_dump())
@@ -196,7 +195,10 @@ def open_workdir(directory: pathlib.Path, checked: Recipe) -> Iterator[None]:
 
 
 class _Run:
-    """One call of `train`."""
+    """One call of `train`; `eval_step` and `writers` are there when `_train` begins."""
+
+    eval_step: Callable
+    writers: Writers
 
     def __init__(
         self, task: Task, training: Training, directory: pathlib.Path, checkpoints: Checkpoints, stop: StopRequest
@@ -217,34 +219,31 @@ class _Run:
         if start_step >= self.training.total_steps and measured:
             self.console.line("nothing to do: the run is complete")
             return self._result(train_state, start_step, measured)
-        steps = self._compile(train_state)
-        if steps is None:
+        compiled = self._compile(train_state)
+        if compiled is None:
             return self._interrupted(start_step, train_state)
-        evaluated = measured is not None
-        options = {"start_step": start_step, "evaluated": evaluated, "enabled": self.first_host}
-        writers = hosts.agree(lambda: Writers(self.directory, console=self.console, **options))
+        train_step, self.eval_step = compiled
+        options = {"start_step": start_step, "evaluated": measured is not None, "enabled": self.first_host}
+        self.writers = hosts.agree(lambda: Writers(self.directory, console=self.console, **options))
         try:
-            return self._train(train_state, start_step, measured, *steps, writers)
+            return self._train(train_step, train_state, start_step, measured)
+        except report.NonFiniteError as error:
+            raise self._diverged(error) from None
         finally:
-            writers.close()
+            self.writers.close()
 
     def _train(
-        self,
-        train_state: state.TrainState,
-        start_step: int,
-        measured: Evaluation | None,
-        train_step: Callable,
-        eval_step: Callable,
-        writers: Writers,
+        self, train_step: Callable, train_state: state.TrainState, start_step: int, measured: Evaluation | None
     ) -> Result:
         """The loop proper; the metrics are read back and checked before anything is evaluated or saved."""
-        training, total, evaluate_every = self.training, self.training.total_steps, self.training.evaluate_every
-        if start_step and measured is None and (start_step >= total or training.due(start_step, evaluate_every)):
-            measured = self._repeat_evaluation(eval_step, train_state, start_step, writers)
+        training, total = self.training, self.training.total_steps
+        if start_step and measured is None and training.due(start_step, training.evaluate_every):
+            measured = self._evaluate(train_state, start_step)
             if measured is None:
                 return self._interrupted(start_step, train_state)
+            self.checkpoints.update_record(start_step, *self._record(measured))
         key = self._on_all_devices(lambda: jax.random.key(self.recipe.seed))
-        progress = report.Progress(self.task, training.schedule, total, writers)
+        progress = report.Progress(self.task, training.schedule, total, self.writers)
         self.console.start(step=start_step, total=total)
         batch = None
         with contextlib.closing(self.task.train_batches(start_step)) as batches:
@@ -260,16 +259,14 @@ class _Run:
                 measured = None
                 if training.due(step, self.recipe.log_every_steps):
                     with self._on_this_host():
-                        self._check(progress.report, step)
-                evaluate = training.due(step, evaluate_every)
+                        progress.report(step)
+                evaluate = training.due(step, training.evaluate_every)
                 if evaluate or training.due(step, training.checkpoint_every):
-                    self._check(progress.check)
+                    progress.check()
                     with progress.paused():
-                        measured = self._evaluate_and_save(
-                            eval_step if evaluate else None, train_state, step, writers
-                        )
+                        measured = self._evaluate_and_save(train_state, step, evaluate=evaluate)
                 if self.stop.agreed(step) and (step < total or measured is None):
-                    self._check(progress.check)
+                    progress.check()
                     return self._interrupted(step, train_state)
         self.stop.raise_failures()
         self.checkpoints.wait()
@@ -299,19 +296,16 @@ class _Run:
         except OSError as error:
             self.stop.fail(_disk_error(error, self.checkpoints))
 
-    def _check(self, check: Callable, *arguments: Any) -> None:
-        """Calls `check`; a sum that is not finite ends the run with the last good checkpoint and a remedy."""
-        try:
-            check(*arguments)
-        except report.NonFiniteError as error:
-            self.checkpoints.wait()
-            saved = self.checkpoints.steps()
-            folder = self.checkpoints.directory
-            last = f"last good checkpoint: {folder / str(saved[-1])}" if saved else "none saved yet"
-            raise TrainingError(
-                f"{error}; {last}; start a new --workdir with a lower --config.schedule.base_lr or with"
-                " --config.optimizer.clip_norm"
-            ) from None
+    def _diverged(self, error: report.NonFiniteError) -> TrainingError:
+        """The error with the last good checkpoint and a remedy."""
+        self.checkpoints.wait()
+        saved = self.checkpoints.steps()
+        folder = self.checkpoints.directory
+        last = f"last good checkpoint: {folder / str(saved[-1])}" if saved else "none saved yet"
+        return TrainingError(
+            f"{error}; {last}; start a new --workdir with a lower --config.schedule.base_lr or with"
+            " --config.optimizer.clip_norm"
+        )
 
     def _on_all_devices(self, make: Callable[[], PyTree]) -> PyTree:
         """The result of `make`, replicated. (One host cannot put an array on the devices of another.)"""
@@ -359,41 +353,23 @@ class _Run:
         self.console.line(f"compiled in {time.monotonic() - start:.1f} s")
         return tuple(compiled)
 
-    def _evaluate(
-        self, eval_step: Callable, train_state: state.TrainState, step: int, writers: Writers
-    ) -> Evaluation | None:
+    def _evaluate(self, train_state: state.TrainState, step: int) -> Evaluation | None:
         """Evaluates and reports; None if a stop was requested meanwhile."""
         stop = self.stop.local if jax.process_count() == 1 else None
-        measured = evaluation.evaluate(self.task, eval_step, state.weight_sets(train_state), stop=stop)
+        measured = evaluation.evaluate(self.task, self.eval_step, state.weight_sets(train_state), stop=stop)
         if measured is not None:
             with self._on_this_host():
                 for weights, values in measured.items():
-                    writers.write(step, weights, values)
+                    self.writers.write(step, weights, values)
                 text = report.describe(measured, len(self.task.dataset.validation))
-                writers.console.line(f"step {step}: {text}")
+                self.console.line(f"step {step}: {text}")
         return measured
 
-    def _repeat_evaluation(
-        self, eval_step: Callable, train_state: state.TrainState, step: int, writers: Writers
-    ) -> Evaluation | None:
-        """Evaluates a checkpoint that was saved without evaluation, and adds the result to its record.
-
-        None if a stop was requested meanwhile.
-        """
-        measured = self._evaluate(eval_step, train_state, step, writers)
-        if measured is not None:
-            self.checkpoints.update_record(step, self._record(measured), self._score(measured))
-        return measured
-
-    def _evaluate_and_save(
-        self, eval_step: Callable | None, train_state: state.TrainState, step: int, writers: Writers
-    ) -> Evaluation | None:
-        """Evaluates, unless `eval_step` is None, and saves a checkpoint, even if the evaluation failed."""
+    def _evaluate_and_save(self, train_state: state.TrainState, step: int, *, evaluate: bool) -> Evaluation | None:
+        """Evaluates if asked to, and saves a checkpoint, even if the evaluation failed."""
         self.stop.raise_failures()
-        measured = None
         try:
-            if eval_step is not None:
-                measured = self._evaluate(eval_step, train_state, step, writers)
+            measured = self._evaluate(train_state, step) if evaluate else None
         except Exception:
             self._save(step, train_state, None)
             raise
@@ -401,22 +377,23 @@ class _Run:
         return measured
 
     def _save(self, step: int, train_state: state.TrainState, measured: Evaluation | None) -> None:
-        self.checkpoints.save(step, _trees(train_state), self._record(measured), self._score(measured))
+        self.checkpoints.save(step, _trees(train_state), *self._record(measured))
 
-    def _record(self, measured: Evaluation | None) -> dict[str, Any]:
-        """The record of a checkpoint, from which `trained.load` builds the same inputs again."""
-        return {
+    def _record(self, measured: Evaluation | None) -> tuple[dict[str, Any], float | None]:
+        """The record of a checkpoint, from which `trained.load` builds the same inputs again, and its score.
+
+        The score is of the averaged weights if there are any.
+        """
+        dataset = self.task.dataset
+        record = {
             "evaluation": measured,
             "inputs": self.task.inputs.record(),
-            "class_names": list(self.task.dataset.class_names),
-            "multilabel": self.task.dataset.multilabel,
-            "data": self.task.dataset.fingerprint(),
+            "class_names": list(dataset.class_names),
+            "multilabel": dataset.multilabel,
+            "data": dataset.fingerprint(),
         }
-
-    def _score(self, measured: Evaluation | None) -> float | None:
-        """The metric by which checkpoints are compared, of the averaged weights if there are any."""
         values = {} if measured is None else measured.get("averaged", measured["raw"])
-        return values.get(self.task.objective.best_measure)
+        return record, values.get(self.task.objective.best_measure)
 
     def _interrupted(self, step: int, train_state: state.TrainState | None) -> Result:
         if train_state is None:

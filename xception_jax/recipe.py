@@ -21,7 +21,7 @@ FROM_DATA = ("num_classes", "in_channels", "vocab_size")  # of the model: None =
 
 # Where a config.json of version 0.1 has a section or setting -> its name today.
 RENAMED = {"polyak": "averaging", "optimizer.workers": "replicas"}
-# What a config.json lacks takes its default, but for settings of images whose default changes an old run's numbers.
+# What a config.json lacks takes its default, but for settings of images whose default changes old numbers.
 BEFORE = {"background": "black"}
 
 

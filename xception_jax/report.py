@@ -99,20 +99,21 @@ class Progress:
         self._reader = task.reader(task.dataset.train)
         self._pending: list[tuple[int, metrics.Sums]] = []  # still on the devices
         self._checked: list[metrics.Sums] = []
-        self._waited, self._elapsed, self._resumed = 0.0, 0.0, time.monotonic()
+        self._since: float | None = None  # start of the time to report, moved on by what does not count
+        self._waited = 0.0
         self._unreadable: dict[int, str] = {}  # examples of this host that could not be read: why
         self._read = self._replaced = 0.0  # examples of all hosts
-        self._started = self._hinted = False
+        self._hinted = False
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
         """Counts the time inside as waiting for data; the first time is not counted, since threads start in it."""
         start = time.monotonic()
         yield
-        if self._started:
-            self._waited += time.monotonic() - start
+        if self._since is None:
+            self._since = time.monotonic()
         else:
-            self._started, self._resumed = True, time.monotonic()
+            self._waited += time.monotonic() - start
 
     def name_unreadable(self, unreadable: np.ndarray) -> None:
         """Prints, once for each, why examples of a batch were replaced; `unreadable` is int32[B]."""
@@ -159,33 +160,31 @@ class Progress:
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         """Leaves what happens inside, such as an evaluation, out of the steps' time."""
-        self._elapsed += time.monotonic() - self._resumed
+        start = time.monotonic()
         yield
-        self._resumed = time.monotonic()
+        self._since += time.monotonic() - start
 
     def report(self, step: int) -> None:
         """Writes the means since the last report to the writers and to the console."""
         self.check()
-        with self.paused():
-            seconds, steps = self._elapsed, len(self._checked)
-            recipe = self._task.recipe
-            last_update = max(0, step - recipe.optimizer.replicas)  # asynchronous replicas apply earlier gradients
-            means = metrics.compute(metrics.total(self._checked)) | {
-                "epoch": step * recipe.batch_size / len(self._task.dataset.train),
-                "learning_rate": float(self._schedule(last_update)),
-                "examples_per_second": steps * recipe.batch_size / seconds,
-                "data_wait": self._waited / seconds,
-            }
-            self._writers.write(step, "train", means)
-            left = datetime.timedelta(seconds=round((self._total - step) * seconds / steps))
-            self._writers.console.line(
-                f"step {step}/{self._total} | epoch {means['epoch']:.2f} | loss {means['loss']:.4f}"
-                f" | top-1 {100 * means['top1']:.2f} % | lr {means['learning_rate']:.4g}"
-                f" | {means['examples_per_second']:.1f} examples/s | data wait {100 * means['data_wait']:.0f} %"
-                f" | {left} left"
-            )
-            self._hint(means["data_wait"])
-            self._checked, self._waited, self._elapsed = [], 0.0, 0.0
+        seconds, steps, recipe = time.monotonic() - self._since, len(self._checked), self._task.recipe
+        last_update = max(0, step - recipe.optimizer.replicas)  # asynchronous replicas apply earlier gradients
+        means = metrics.compute(metrics.total(self._checked)) | {
+            "epoch": step * recipe.batch_size / len(self._task.dataset.train),
+            "learning_rate": float(self._schedule(last_update)),
+            "examples_per_second": steps * recipe.batch_size / seconds,
+            "data_wait": self._waited / seconds,
+        }
+        self._writers.write(step, "train", means)
+        left = datetime.timedelta(seconds=round((self._total - step) * seconds / steps))
+        self._writers.console.line(
+            f"step {step}/{self._total} | epoch {means['epoch']:.2f} | loss {means['loss']:.4f}"
+            f" | top-1 {100 * means['top1']:.2f} % | lr {means['learning_rate']:.4g}"
+            f" | {means['examples_per_second']:.1f} examples/s | data wait {100 * means['data_wait']:.0f} %"
+            f" | {left} left"
+        )
+        self._hint(means["data_wait"])
+        self._checked, self._waited, self._since = [], 0.0, time.monotonic()
 
     def _hint(self, data_wait: float) -> None:
         """Says once that reading is what takes the time, and what helps."""
