@@ -131,10 +131,9 @@ class Images:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Self:
-        """The inputs of a checkpoint; a record of version 0.1 has one number as mean and std of all channels."""
-        return of_model(
-            {name: value for name, value in record.items() if name != "channels"}, channels=record["channels"]
-        )
+        values = dict(record)
+        channels = values.pop("channels")
+        return of_model(values, channels=channels)
 
     def record(self) -> dict[str, Any]:
         return dataclasses.asdict(self.preprocessing) | {"channels": self.preprocessing.channels}
@@ -231,7 +230,7 @@ def of_model(defaults: Mapping[str, Any], *, channels: int, **changes: Any) -> I
 
 
 def _preprocessing(values: Mapping[str, Any], channels: int) -> Preprocessing:
-    """`Preprocessing` with mean and std of each channel, from one number for all channels or from one for each."""
+    """`Preprocessing`, with mean and std from one number for each channel or, as in version 0.1, one for all."""
 
     def per_channel(value):
         numbers = (float(value),) * channels if isinstance(value, int | float) else tuple(map(float, value))

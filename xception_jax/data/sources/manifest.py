@@ -45,7 +45,9 @@ def load(root: str | pathlib.Path, *, classes: str | None, holdout: float) -> Da
         raise SettingError(*setting, f"a classifier needs two classes or more, and {names[0]!r} is the only one")
     folders = dict.fromkeys(("train", "val"), root.parent)
     train, validation = make_sources(folders, _entries(rows, names, multilabel, refusal), holdout, refusal)
-    _check_files(root.parent, [row.path for row in rows], refusal)
+    if missing := [row.path for row in rows if not os.access(os.path.join(root.parent, row.path), os.R_OK)]:
+        reason = f"{len(missing)} of its {len(rows)} files cannot be opened, the first is {missing[0]!r}"
+        raise refusal(f"{reason}; paths are relative to {str(root.parent)!r}")
     if twice := {*train.paths.tolist()} & {*validation.paths.tolist()}:
         raise refusal(f"{os.fsdecode(min(twice))!r} is in train and in val; keep one")
     notes = [*missing_classes(names, train, validation)]
@@ -126,11 +128,3 @@ def _entries(rows: Sequence[_Row], names: Sequence[str], multilabel: bool, refus
             raise refusal(f"line {row.line}: {unknown[0]!r} is not in the file of classes; add it there")
         labels = tuple(sorted({number[label] for label in row.labels}))
         yield row.path, labels if multilabel else labels[0], row.split
-
-
-def _check_files(folder: pathlib.Path, paths: Sequence[str], refusal: Refusal) -> None:
-    if missing := [path for path in paths if not os.access(os.path.join(folder, path), os.R_OK)]:
-        raise refusal(
-            f"{len(missing)} of its {len(paths)} files cannot be opened, the first is {missing[0]!r}; paths are"
-            f" relative to {str(folder)!r}"
-        )

@@ -85,17 +85,11 @@ def prepared(info: tfds.core.DatasetInfo) -> Mapping[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Records:
-    """A source of the records of one split; each is read when its example is asked for.
+    """A source of the records of one split; each is read when its example is asked for."""
 
-    Attributes:
-      directory: of one version of a set; TFDS's builder_dir.
-      split: as in TFDS.
-      label: the feature with the classes; None as in `load`.
-    """
-
-    directory: str
-    split: str
-    label: str | None = None
+    directory: str  # of one version of a set; TFDS's builder_dir
+    split: str  # as in TFDS
+    label: str | None = None  # as in `load`
 
     def __reduce__(self):  # a worker process gets these strings and opens the files itself
         return Records, (self.directory, self.split, self.label)
@@ -135,7 +129,7 @@ class Records:
         return example
 
     def name(self, index: int) -> str:
-        """Its number, and the name of its file if the record has one, which must be read for this."""
+        """Its number, and the name of its file if the record has one, which is read for this."""
         info, file = self._builder.info, self.file_name(index)
         title = "/".join(filter(None, (info.name, info.config_name)))
         return f"record {index} of {title} {self.split}" + (f" ({file})" if file is not None else "")

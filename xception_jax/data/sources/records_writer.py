@@ -298,18 +298,14 @@ def _read_orientation(encoded: bytes) -> int | None:
 
 
 class _Builder(tfds.core.ShardBasedBuilder, skip_registration=True):
-    """The builder that TFDS asks for the images; the names of its methods are TFDS's.
-
-    Attributes:
-      noted: what metadata.json says of the set, once it has been written.
-    """
+    """The builder that TFDS asks for the images; the names of its methods are TFDS's."""
 
     def __init__(self, request: Request, directory: pathlib.Path):
         self.name, self.VERSION = request.name, tfds.core.Version(request.version)
         self._request = request
         self._sums = {split: collections.Counter() for split in _splits(request.dataset)}
         self._errors: list[str] = []
-        self.noted: dict[str, Any] = {}
+        self.noted: dict[str, Any] = {}  # what metadata.json says of the set, once it has been written
         super().__init__(data_dir=directory, file_format=records.FORMAT)
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -354,7 +350,9 @@ class _Builder(tfds.core.ShardBasedBuilder, skip_registration=True):
         super()._download_and_prepare(**settings)
         sums, errors = self._sums, self._errors
         if errors and not self._request.skip_unreadable:
-            raise UserError(_describe(errors))
+            remedy = "repair or remove them, or leave them out with --skip-unreadable"
+            more = [f"and {len(errors) - LISTED} more"] if len(errors) > LISTED else []
+            raise UserError("\n  ".join([f"unreadable images: {len(errors)}; {remedy}", *errors[:LISTED], *more]))
         if empty := [split for split in sums if not sums[split]["count"]]:
             raise UserError(f"no image for {empty[0]!r} can be read; the first: {errors[0]}")
         self.noted = {
@@ -375,9 +373,3 @@ class _Writer(tfds.core.ExampleWriter):
             return super().write(path, examples)
         except RuntimeError as error:
             raise OSError(str(error).split(";")[0]) from error
-
-
-def _describe(errors: Sequence[str]) -> str:
-    first = f"unreadable images: {len(errors)}; repair or remove them, or leave them out with --skip-unreadable"
-    more = [f"and {len(errors) - LISTED} more"] if len(errors) > LISTED else []
-    return "\n  ".join([first, *errors[:LISTED], *more])
