@@ -16,13 +16,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workdir", required=True, type=pathlib.Path, help="directory of the run")
     parser.add_argument("--checkpoint", default="best", help="best (default), latest, or a step")
     parser.add_argument(
-        "--batch_size", type=int, help="examples at a time (default: the recipe's eval_batch_size)"
+        "--batch_size", type=int, help="examples at a time (default: eval_batch_size of the recipe)"
     )
     parser.add_argument("--data_root", help="config.data.root, if the data moved since training")
-    parser.add_argument(
-        "--exclude",
-        help="file that lists images to leave out, such as the blacklist of ILSVRC's validation images",
-    )
+    parser.add_argument("--exclude", help="file that lists images to leave out, such as ILSVRC's blacklist")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -52,7 +49,7 @@ def _recipe(arguments: argparse.Namespace) -> recipe.Recipe:
     values["mesh"]["model"] = math.gcd(values["mesh"]["model"], jax.local_device_count())
     if arguments.batch_size is not None:
         values["eval_batch_size"] = arguments.batch_size
-    for flag, setting in {"data_root": "root", "exclude": "eval_exclude"}.items():
-        if getattr(arguments, flag) is not None:
-            values["data"][setting] = getattr(arguments, flag)
+    for setting, value in {"root": arguments.data_root, "eval_exclude": arguments.exclude}.items():
+        if value is not None:
+            values["data"][setting] = value
     return recipe.parse(values)

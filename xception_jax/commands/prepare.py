@@ -24,34 +24,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for own in (folder, manifest):
         own.add_argument("--root", required=True, help="the folder, or the table")
         own.add_argument("--name", required=True, help="of the set; small letters, digits and _")
-        own.add_argument(
-            "--holdout", type=float, default=0.1, help="share for validation if none is given (default: 0.1)"
-        )
+        share = "share for validation if none is given (default: 0.1)"
+        own.add_argument("--holdout", type=float, default=0.1, help=share)
         own.add_argument("--short-side", type=int, help="shrink larger images to this, in pixels (default: none)")
-        own.add_argument(
-            "--background",
-            choices=("white", "black"),
-            default="white",
-            help="of transparent pixels in images that are shrunk, like data.background (default: white)",
-        )
+        behind = "of transparent pixels in images that are shrunk, like data.background (default: white)"
+        own.add_argument("--background", choices=("white", "black"), default="white", help=behind)
         own.add_argument("--skip-unreadable", action="store_true", help="leave out images that cannot be read")
 
 
 def _add_kind(kinds: argparse._SubParsersAction, name: str, description: str) -> argparse.ArgumentParser:
     parser = kinds.add_parser(name, help=description, description=description, allow_abbrev=False)
-    parser.add_argument(
-        "--out", required=True, type=pathlib.Path, help="TFDS's data_dir; several sets can share one"
-    )
+    out = "TFDS's data_dir; several sets can share one"
+    parser.add_argument("--out", required=True, type=pathlib.Path, help=out)
     return parser
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Writes the set, and prints what was written and how to train on it.
-
-    Raises:
-      UserError: for a mistake in the flags, files that are not as they should be, or another set in its place.
-      TrainingError: if the files cannot be written.
-    """
+    """Writes the set, and prints what was written and how to train on it."""
     # Importing TFDS takes a second, which other commands should not spend.
     from xception_jax.data.sources import records_writer
 

@@ -30,12 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Writes the figure and says where.
-
-    Raises:
-      UserError: for a mistake in the flags or the recipe, or a file that cannot be written.
-      TrainingError: for an image that cannot be read.
-    """
+    """Writes the figure and says where."""
     if arguments.rows < 1:
         raise UserError(f"--rows={arguments.rows}: must be at least 1")
     checked = recipe.parse(command_line.read_config(arguments.settings_of_recipe, example=EXAMPLE))

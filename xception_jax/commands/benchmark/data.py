@@ -47,11 +47,7 @@ def add_work_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Measures, prints and records the pipeline and each of its stages.
-
-    Raises:
-      UserError: for a mistake in the flags, or an image that cannot be read.
-    """
+    """Measures, prints and records the pipeline and each of its stages."""
     memory.keep_freed_memory()  # as in training
     rows.check(arguments.csv)
     with tempfile.TemporaryDirectory() as folder:
@@ -108,9 +104,9 @@ def pipeline(work: Work, number: int) -> Times:
 
     It reads ahead only while a batch is waited for, so no image is prepared outside of the measurement.
     """
-    source, decode, transform = Timed(work.source.__getitem__), Timed(DECODE), Timed(work.transform)
-    stages = {"read": source, "decode": decode, "transform": transform}
-    reader = data.Reader(TimedSource(**vars(work.source), read=source), decode, substitute=True)
+    read, decode, transform = Timed(work.source.__getitem__), Timed(DECODE), Timed(work.transform)
+    stages = {"read": read, "decode": decode, "transform": transform}
+    reader = data.Reader(TimedSource(**vars(work.source), read=read), decode, substitute=True)
     settings = {"batch_size": work.batch, "seed": images.SEED, "start_step": number * (1 + work.batches)}
     batches = data.train_batches(reader, transform, num_threads=1, **settings)
     others = set(threading.enumerate())

@@ -5,11 +5,11 @@ import csv
 import datetime
 import pathlib
 import platform
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from xception_jax.commands import device
 from xception_jax.errors import UserError
@@ -36,9 +36,7 @@ def spread(values: Sequence[float]) -> tuple[float, float, float]:
     >>> spread([1.0, 2.0, 3.0, 4.0, 100.0])
     (3.0, 2.0, 4.0)
     """
-    if len(values) == 1:
-        return (values[0],) * 3
-    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+    low, median, high = np.quantile(values, (0.25, 0.5, 0.75)).tolist()
     return median, low, high
 
 

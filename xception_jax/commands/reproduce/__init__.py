@@ -3,6 +3,7 @@
 import argparse
 import os
 import pathlib
+import re
 import sys
 from collections.abc import Sequence
 
@@ -22,26 +23,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("target", choices=[*TARGETS, "all"], help="table or figure of the paper")
     parser.add_argument("--scale", choices=SCALES, default="small", help="see configs/reproduction.py")
     parser.add_argument("--seeds", type=int, nargs="+", help="default: 0, at the small scale 0 1 2")
-    parser.add_argument(
-        "--workdir", type=pathlib.Path, default=pathlib.Path("runs/reproduce"), help="folder of the runs"
-    )
+    runs = pathlib.Path("runs/reproduce")
+    parser.add_argument("--workdir", type=pathlib.Path, default=runs, help="folder of the runs")
     parser.add_argument("--out", type=pathlib.Path, help=f"folder of the results; default: {OUT}")
     parser.add_argument("--data-root", help="full scale: TFDS's data_dir with imagenet2012")
     parser.add_argument("--jft-root", help="full scale: TFDS's data_dir with open_images_v4")
     parser.add_argument("--blacklist", help="full scale: file that lists ImageNet validation images to leave out")
-    parser.add_argument(
-        "--list", action="store_true", help="print the commands of the missing runs, to run them elsewhere"
-    )
+    about = "print the commands of the missing runs, to run them elsewhere"
+    parser.add_argument("--list", action="store_true", help=about)
     parser.set_defaults(settings_of_recipe=[])
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Trains and reports one table or figure after the other.
-
-    Raises:
-      UserError: for flags or settings that do not fit, runs of other recipes, folders that cannot be used.
-      TrainingError: if runs failed; the other runs are reported.
-    """
+    """Trains and reports one table or figure after the other; if a run fails, the others are reported."""
     memory.keep_freed_memory()
     loop.use_compilation_cache()
     _check(arguments)
@@ -62,10 +56,9 @@ def run(arguments: argparse.Namespace) -> None:
         print(error, file=sys.stderr, flush=True)
         os._exit(1)  # a compilation in another thread must neither delay the end of the process nor crash it
     except OSError as error:
-        raise UserError(
-            f"{error.filename or out}: cannot be used ({error.strerror}); "
-            "name other folders by --out and --workdir"
-        ) from None
+        path = error.filename or out
+        remedy = "name other folders by --out and --workdir"
+        raise UserError(f"{path}: cannot be used ({error.strerror}); {remedy}") from None
     if queue.failed:
         raise TrainingError(f"{len(queue.failed)} of {len(each)} runs failed, see above")
 
@@ -92,38 +85,26 @@ def _jobs(arguments: argparse.Namespace, target: Target) -> list[Job]:
     """All runs that a target needs."""
     if target.kind == "speed":
         return []
-    return [
-        training.make_job(
-            network.run,
-            scale=arguments.scale,
-            seed=seed,
-            workdir=arguments.workdir,
-            settings=[*_data_settings(arguments, network.run), *arguments.settings_of_recipe],
-        )
-        for network in target.networks
-        for seed in dict.fromkeys(arguments.seeds or range(SEEDS[arguments.scale]))
-    ]
-
-
-def _data_settings(arguments: argparse.Namespace, run: str) -> list[str]:
-    """Settings of a run of the full scale: where its images are, and which it leaves out."""
-    jft = run.startswith("jft_")
-    values = {
-        "root": arguments.jft_root if jft else arguments.data_root,
-        "eval_exclude": None if jft else arguments.blacklist,
-    }
-    return [f"--config.data.{key}={value}" for key, value in values.items() if value is not None]
+    scale, jobs = arguments.scale, []
+    for run in target.labels:
+        if run.startswith("jft_"):
+            places = {"root": arguments.jft_root}
+        else:
+            places = {"root": arguments.data_root, "eval_exclude": arguments.blacklist}
+        settings = [f"--config.data.{key}={value}" for key, value in places.items() if value is not None]
+        settings += arguments.settings_of_recipe
+        for seed in dict.fromkeys(arguments.seeds or range(SEEDS[scale])):
+            jobs.append(
+                training.make_job(run, scale=scale, seed=seed, workdir=arguments.workdir, settings=settings)
+            )
+    return jobs
 
 
 def _report(name: str, jobs: Sequence[Job], out: pathlib.Path, arguments: argparse.Namespace) -> None:
     """Writes NAME.csv, NAME.png and NAME.md, unless an earlier page has runs that are missing now."""
     target, scale, path = TARGETS[name], arguments.scale, out / f"{name}.md"
-    labels = {network.run: network.label for network in target.networks}
-    about = {
-        "command": device.command(),
-        "written": f"by commit {device.commit() or 'unknown'} on {device.name()}",
-        "plot": f"{name}.png",
-    }
+    labels, written = target.labels, f"by commit {device.commit() or 'unknown'} on {device.name()}"
+    about = {"command": device.command(), "written": written, "plot": f"{name}.png"}
     if target.kind == "speed":
         measured = speed.measure(scale)
         rows.write(out / f"{name}.csv", measured, speed.COLUMNS)
@@ -132,10 +113,8 @@ def _report(name: str, jobs: Sequence[Job], out: pathlib.Path, arguments: argpar
         text = page.assemble(target, speed.table(measured, labels), verdict, **about)
     else:
         found = rows.of_jobs(jobs, labels)
-        if missing := rows.missing(out / f"{name}.csv", found):
-            print(
-                f"{name}: {path} stays as it is, because these runs are missing: {', '.join(missing)}", flush=True
-            )
+        if missing := ", ".join(rows.missing(out / f"{name}.csv", found)):
+            print(f"{name}: {path} stays as it is, because these runs are missing: {missing}", flush=True)
             return
         if not found:
             print(f"{name}: no page, since all runs failed", flush=True)
@@ -152,11 +131,7 @@ def _index(out: pathlib.Path, scale: str) -> None:
     """Writes README.md of the folder: a list of its pages with their verdicts."""
     lines = [f"# The paper's tables and figures, scale `{scale}`", "", f"Runs: {SCALES[scale]}.", ""]
     for name, target in TARGETS.items():
-        if not (path := out / f"{name}.md").exists():
-            continue
-        verdicts = [line for line in path.read_text().splitlines() if line.startswith("**Verdict.**")]
-        lines += [
-            f"- [{target.title}]({name}.md)",
-            *(f"  {line.removeprefix('**Verdict.** ')}" for line in verdicts),
-        ]
+        if (path := out / f"{name}.md").exists():
+            verdicts = re.findall(r"^\*\*Verdict\.\*\* (.*)$", path.read_text(), re.MULTILINE)
+            lines += [f"- [{target.title}]({name}.md)", *(f"  {verdict}" for verdict in verdicts)]
     (out / "README.md").write_text("\n".join(lines) + "\n")

@@ -19,25 +19,14 @@ Row = dict[str, Any]
 
 
 def of_workdir(workdir: pathlib.Path, *, run: str, label: str) -> list[Row]:
-    """A row for each evaluation of a run and each set of weights.
-
-    Args:
-      workdir: directory of the run.
-      run, label: its names in the tables.
-    """
+    """A row for each evaluation and each set of weights; `run` and `label` are the run's names in the tables."""
     recipe = recipe_lib.read(workdir)
     parameters = _count_parameters(recipe.model_name, tuple(recipe.model_settings.items()))
+    run_columns = {"run": run, "label": label, "seed": recipe.seed, "parameters": parameters}
     return [
-        {
-            "run": run,
-            "label": label,
-            "seed": recipe.seed,
-            "parameters": parameters,
-            "weights": row["kind"],
-            "step": row["step"],
-            "samples": row["step"] * recipe.batch_size,
-            **{name: row.get(name) for name in MEASURES},
-        }
+        run_columns
+        | {"weights": row["kind"], "step": row["step"], "samples": row["step"] * recipe.batch_size}
+        | {name: row.get(name) for name in MEASURES}
         for row in writers.read_jsonl(workdir / "metrics.jsonl")
         if row["kind"] != "train"
     ]
@@ -69,11 +58,9 @@ def write(path: pathlib.Path, rows: Sequence[Row], columns: Sequence[str] = COLU
 
 def missing(path: pathlib.Path, rows: Sequence[Row]) -> list[str]:
     """The runs that are in a CSV file but not in `rows`; none if there is no file."""
-    earlier, now = (
-        dict.fromkeys(f"{row['run']}, seed {row['seed']}" for row in table)
-        for table in (read(path) if path.exists() else [], rows)
-    )
-    return [name for name in earlier if name not in now]
+    now = {(row["run"], row["seed"]) for row in rows}
+    earlier = dict.fromkeys((row["run"], row["seed"]) for row in (read(path) if path.exists() else []))
+    return [f"{run}, seed {seed}" for run, seed in earlier if (run, seed) not in now]
 
 
 def read(path: pathlib.Path) -> list[Row]:
@@ -107,6 +94,5 @@ def final(rows: Sequence[Row], run: str, measure: str) -> dict[int, float]:
 
 def over_training(rows: Sequence[Row], run: str, measure: str) -> dict[int, float]:
     """The mean of the measure over all evaluations by seed; it is higher the faster a run converges."""
-    return {
-        seed: sum(point[measure] for point in points) / len(points) for seed, points in averaged(rows, run).items()
-    }
+    by_seed = averaged(rows, run).items()
+    return {seed: sum(point[measure] for point in points) / len(points) for seed, points in by_seed}

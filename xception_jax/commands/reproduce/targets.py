@@ -50,6 +50,7 @@ class Target:
 
 
 IMAGENET, JFT = ("top1", "top5"), ("map100",)
+BETTER = "Xception is better (section 4.5.1)."
 XCEPTION = Network("xception", "Xception", {"top1": 0.790, "top5": 0.945})
 INCEPTION = Network("inception_v3", "Inception V3", {"top1": 0.782, "top5": 0.941})
 JFT_XCEPTION = Network("jft_xception", "Xception - no FC layers", {"map100": 0.0670})
@@ -57,6 +58,11 @@ JFT_INCEPTION = Network("jft_inception_v3", "Inception V3 - no FC layers", {"map
 JFT_XCEPTION_FC = Network("jft_xception_fc", "Xception with FC layers", {"map100": 0.0678})
 JFT_INCEPTION_FC = Network("jft_inception_v3_fc", "Inception V3 with FC layers", {"map100": 0.0650})
 
+PROFILES = {
+    6: ("ImageNet", IMAGENET, (XCEPTION, INCEPTION), "Xception is better at the end (section 4.5.1)."),
+    7: ("JFT, without fully connected layers", JFT, (JFT_XCEPTION, JFT_INCEPTION), BETTER),
+    8: ("JFT, with fully connected layers", JFT, (JFT_XCEPTION_FC, JFT_INCEPTION_FC), BETTER),
+}
 TARGETS = {
     "table1": Target(
         "Table 1: classification performance on ImageNet, single crop, single model",
@@ -87,27 +93,12 @@ TARGETS = {
         "The sizes differ by less than 3.5 %, and Xception is marginally slower (section 4.5.2).",
         "speed",
     ),
-    "fig6": Target(
-        "Figure 6: training profile on ImageNet",
-        IMAGENET,
-        (XCEPTION, INCEPTION),
-        "Xception is better at the end (section 4.5.1).",
-        "profile",
-    ),
-    "fig7": Target(
-        "Figure 7: training profile on JFT, without fully connected layers",
-        JFT,
-        (JFT_XCEPTION, JFT_INCEPTION),
-        "Xception is better (section 4.5.1).",
-        "profile",
-    ),
-    "fig8": Target(
-        "Figure 8: training profile on JFT, with fully connected layers",
-        JFT,
-        (JFT_XCEPTION_FC, JFT_INCEPTION_FC),
-        "Xception is better (section 4.5.1).",
-        "profile",
-    ),
+    **{
+        f"fig{number}": Target(
+            f"Figure {number}: training profile on {where}", measures, networks, claim, "profile"
+        )
+        for number, (where, measures, networks, claim) in PROFILES.items()
+    },
     "fig9": Target(
         "Figure 9: training profile with and without residual connections",
         IMAGENET,

@@ -25,14 +25,7 @@ STRICT = ("data.eval_exclude", "evaluate_every_", "total_")
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A run with a seed.
-
-    Attributes:
-      run: its name in configs/reproduction.py.
-      flags: "--config=..." and "--config.KEY=VALUE", which name the recipe and change it.
-      config: the recipe as a ConfigDict.
-      workdir: directory of the run.
-    """
+    """A run of configs/reproduction.py with a seed; `flags` name its recipe, `config`, and change it."""
 
     run: str
     seed: int
@@ -58,39 +51,27 @@ class Job:
         from_data = {name: old.model[name] for name in recipe_lib.FROM_DATA if new.model.get(name, 0) is None}
         new = new.replace(model=new.model | from_data)
         for key, ours, theirs in recipe_lib.differences(new, old, strict=STRICT):
-            raise UserError(
-                f"--workdir: the run in {self.workdir} has {key} = {theirs!r}, not {ours!r}; remove it or name"
-                " another --workdir"
-            )
+            found = f"the run in {self.workdir} has {key} = {theirs!r}, not {ours!r}"
+            raise UserError(f"--workdir: {found}; remove it or name another --workdir")
         return (self.workdir / PROFILE).exists()
 
 
 def make_job(run: str, *, scale: str, seed: int, workdir: pathlib.Path, settings: Sequence[str]) -> Job:
-    """The job of a run, with the recipe from configs/reproduction.py.
-
-    Args:
-      workdir: folder of all runs.
-      settings: "--config.KEY=VALUE", which change the recipe.
+    """The job of a run; `settings` ("--config.KEY=VALUE") change its recipe, `workdir` is the folder of all runs.
 
     Raises:
       UserError: for a wrong setting, or if there is no such file because the working directory is not the
         repository's root.
     """
     flags = (f"--config={RECIPES}:{scale}/{run}", f"--config.seed={seed}", *settings)
-    example = "python -m xception_jax reproduce fig9"
-    config = command_line.read_config(flags, example=example)
-    if not config.averaging.decay:
-        decay = config.averaging.decay
+    config = command_line.read_config(flags, example="python -m xception_jax reproduce fig9")
+    if not (decay := config.averaging.decay):
         raise UserError(f"--config.averaging.decay={decay}: the averaged weights are reported; leave it on")
     return Job(run, seed, flags, config, workdir / scale / run / f"seed{seed}")
 
 
 def train(job: Job) -> loop.Result:
-    """Trains a run to its end, from its latest checkpoint if it has one; prints to a file beside its directory.
-
-    Raises:
-      UserError, TrainingError: see `loop.train`.
-    """
+    """`loop.train` for a run, from its latest checkpoint if it has one; prints to a file beside its directory."""
     log = job.workdir.with_suffix(".log")
     log.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -108,10 +89,7 @@ class Interrupted(Exception):
 
 
 class Queue:
-    """Trains runs, each once, and prints a line for each.
-
-    Attributes:
-      finished, failed: directories of runs.
+    """Trains runs, each once, and prints a line for each; `finished` and `failed` are directories of runs.
 
     Raises:
       UserError: for a directory with the run of another recipe, before anything is trained.
@@ -124,10 +102,7 @@ class Queue:
         print(f"{len(jobs)} runs, {len(self.finished)} of them finished already", flush=True)
 
     def train(self, jobs: Sequence[Job]) -> list[Job]:
-        """Trains the runs that were not trained yet; a run that fails is reported and left out.
-
-        Returns:
-          The finished ones.
+        """Trains the runs that were not trained yet, and returns those that are finished; others are reported.
 
         Raises:
           Interrupted: when asked to stop, by Ctrl-C or SIGTERM.
