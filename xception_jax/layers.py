@@ -66,18 +66,14 @@ class BatchNorm(nnx.Module):
                 raise ValueError(f"a batch of {len(x)} images does not divide into groups of {group}")
             groups = x.reshape(len(x) // group, group, *x.shape[1:])  # [G, group, ..., C]
             y, mean, var = ops.normalize(groups, scale, self.bias[...], epsilon=self.epsilon, dtype=self.dtype)
-            self._update(mean, var)
+            for running, batch in ((self.mean, mean), (self.var, var)):  # batch: [G, C]
+                # `running[...] = value` would ask a traced value for its sharding, and search the whole program.
+                running.set_value(self.momentum * running[...] + (1 - self.momentum) * jnp.mean(batch, 0))
             return y.reshape(x.shape)
         factor = scale * jax.lax.rsqrt(self.var[...] + self.epsilon)  # [C]
         shape = (1,) * (x.ndim - 1) + (-1,)
         mean, factor, bias = (v.reshape(shape) for v in (self.mean[...], factor, self.bias[...]))
         return ((x.astype(factor.dtype) - mean) * factor + bias).astype(self.dtype)
-
-    def _update(self, mean: jax.Array, var: jax.Array) -> None:
-        """Moves the running statistics towards the mean over groups; mean and var: float[G, C]."""
-        for running, batch in ((self.mean, mean), (self.var, var)):
-            # `running[...] = value` would ask a traced value for its sharding, which searches the whole program.
-            running.set_value(self.momentum * running[...] + (1 - self.momentum) * jnp.mean(batch, 0))
 
 
 class Conv(nnx.Module):

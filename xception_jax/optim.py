@@ -35,7 +35,7 @@ class Optimizer(Section):
     epsilon: float | None = setting(None, "RMSprop's epsilon; None = this optimizer's default", gt=0)
     weight_decay: float = setting(1e-5, "strength of the weight decay", ge=0)
     weight_decay_mode: Literal["coupled", "decoupled"] = setting(
-        "coupled", "coupled = L2 regularization of the loss; decoupled = beside the update"
+        "coupled", "coupled = L2 regularization of the loss; decoupled = subtracted from the weights directly"
     )
     weight_decay_paths: str = setting("kernel", "regular expression: parameters with matching paths decay")
     clip_norm: Duration = setting(None, "largest global norm of the gradient; None = no clipping", gt=0)
@@ -55,11 +55,11 @@ class Schedule(Section):
     decay_every_epochs: Duration = setting(None, "exponential: epochs between decays", gt=0)
     decay_every_steps: Duration = setting(None, "exponential: steps between decays", gt=0)
     decay_every_samples: Duration = setting(None, "exponential: examples between decays", gt=0)
-    staircase: bool = setting(True, "exponential: decay at once, not smoothly")
+    staircase: bool = setting(True, "exponential: decay in stairs, not smoothly")
     boundaries_epochs: tuple[pydantic.PositiveFloat, ...] = setting(
-        (), "piecewise: epochs from which on the factors apply"
+        (), "piecewise: epochs at which the factors begin to apply"
     )
-    factors: tuple[pydantic.PositiveFloat, ...] = setting((), "piecewise: the learning rate is multiplied by each")
+    factors: tuple[pydantic.PositiveFloat, ...] = setting((), "piecewise: factor of the rate from each boundary")
     end_fraction: float = setting(0.0, "cosine: share of the learning rate at the end", ge=0, lt=1)
     warmup_epochs: Duration = setting(None, "epochs of linear warm-up", gt=0)
     warmup_steps: Duration = setting(None, "steps of linear warm-up", gt=0)

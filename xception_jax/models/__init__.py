@@ -24,19 +24,15 @@ MODELS: dict[str, tuple[type[Network], dict[str, Any]]] = {
 }
 
 
-def _row(name: str) -> tuple[type[Network], dict[str, Any]]:
-    if name not in MODELS:
-        raise SettingError("name", name, f"is not a model; choose one of {', '.join(MODELS)}")
-    return MODELS[name]
-
-
 def model_class(name: str) -> type[Network]:
     """The class of a model.
 
     Raises:
       SettingError: for an unknown name; lists the known ones.
     """
-    return _row(name)[0]
+    if name not in MODELS:
+        raise SettingError("name", name, f"is not a model; choose one of {', '.join(MODELS)}")
+    return MODELS[name][0]
 
 
 def model_config(name: str, **settings: Any) -> NetworkConfig:
@@ -48,8 +44,8 @@ def model_config(name: str, **settings: Any) -> NetworkConfig:
     >>> model_config("resnet101", num_classes=10).blocks
     (3, 4, 23, 3)
     """
-    cls, variant = _row(name)
-    return cls.CONFIG(**variant | settings)
+    config = model_class(name).CONFIG
+    return config(**MODELS[name][1] | settings)
 
 
 def create_model(name: str, *, rngs: nnx.Rngs | None = None, **settings: Any) -> Network:

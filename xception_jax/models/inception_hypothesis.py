@@ -11,7 +11,8 @@ so that their common structure is easy to see. `activation` follows every convol
 """
 
 import functools
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -32,10 +33,8 @@ class CanonicalModule(nnx.Module):
     """Figure 1, as in Inception V3: towers with zero, one and two 3x3 convolutions, and one with average pooling.
 
     Args:
-      features_in: number of channels of the input.
       widths: output channels of the four towers.
       reduced: channels after the 1x1 convolutions of the second and the third tower.
-      activation, dtype: as in the other modules; see the top of the file.
     """
 
     def __init__(
@@ -49,20 +48,14 @@ class CanonicalModule(nnx.Module):
         rngs: nnx.Rngs,
     ):
         conv = functools.partial(Conv, dtype=dtype, rngs=rngs)
-        self.towers = nnx.List(
-            [
-                nnx.List([conv(features_in, widths[0], 1)]),
-                nnx.List([conv(features_in, reduced[0], 1), conv(reduced[0], widths[1], 3)]),
-                nnx.List(
-                    [
-                        conv(features_in, reduced[1], 1),
-                        conv(reduced[1], widths[2], 3),
-                        conv(widths[2], widths[2], 3),
-                    ]
-                ),
-                nnx.List([conv(features_in, widths[3], 1)]),
-            ]
+        first, second, third, last = widths
+        towers = (
+            [conv(features_in, first, 1)],
+            [conv(features_in, reduced[0], 1), conv(reduced[0], second, 3)],
+            [conv(features_in, reduced[1], 1), conv(reduced[1], third, 3), conv(third, third, 3)],
+            [conv(features_in, last, 1)],
         )
+        self.towers = nnx.List([nnx.List(tower) for tower in towers])
         self.activation = _activation(activation)
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -142,10 +135,7 @@ def merge_towers(module: SimplifiedModule, *, rngs: nnx.Rngs) -> SegmentedModule
     """The module of figure 3 that computes the same function as a module of figure 2.
 
     The 1x1 convolutions of the towers become one 1x1 convolution, and their 3x3 convolutions become the segments.
-
-    Args:
-      module: the module of figure 2, whose weights are copied.
-      rngs: keys for initial parameters, all of which are replaced.
+    All initial parameters that `rngs` makes are replaced by copies of the module's.
     """
     pointwise = [conv.kernel[...] for conv in module.pointwise]  # each [1, 1, features_in, width]
     spatial = [conv.kernel[...] for conv in module.spatial]  # each [3, 3, width, width]
@@ -155,15 +145,8 @@ def merge_towers(module: SimplifiedModule, *, rngs: nnx.Rngs) -> SegmentedModule
     )
     merged.activation = module.activation
     merged.pointwise.kernel = nnx.Param(jnp.concatenate(pointwise, axis=3))  # [1, 1, features_in, features]
+    by_width = itertools.groupby(spatial, lambda kernel: kernel.shape[2])  # wider ones come first
     merged.spatial.kernels = nnx.List(
-        [
-            nnx.Param(jnp.concatenate(kernels, axis=3)) for kernels in _by_width(spatial)
-        ]  # [3, 3, width, count * width]
+        [nnx.Param(jnp.concatenate([*kernels], axis=3)) for _, kernels in by_width]  # [3, 3, width, count * width]
     )
     return merged
-
-
-def _by_width(kernels: Sequence[jax.Array]) -> list[list[jax.Array]]:
-    """Groups kernels [3, 3, width, width], which are sorted by width, into lists of equal width."""
-    widths = dict.fromkeys(kernel.shape[2] for kernel in kernels)
-    return [[kernel for kernel in kernels if kernel.shape[2] == width] for width in widths]

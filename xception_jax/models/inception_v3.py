@@ -34,17 +34,10 @@ from xception_jax.settings import setting
 
 
 class Reading(NamedTuple):
-    """The differences between the two networks.
+    """The differences between the two networks, in the order of the table at the top of the file."""
 
-    Attributes:
-      pool_features: features of the pooling tower in each module on the 35x35 grid.
-      first_features: features of the first layer of the double 7x7 tower in each module on the 17x17 grid.
-      relu_first: whether convolutions have a bias and ReLU comes before the normalization, which has a scale.
-      last_pool: kind of pooling from the 17x17 to the 8x8 grid.
-    """
-
-    pool_features: tuple[int, int, int]
-    first_features: tuple[int, int, int, int]
+    pool_features: tuple[int, int, int]  # by module on the 35x35 grid
+    first_features: tuple[int, int, int, int]  # by module on the 17x17 grid
     relu_first: bool
     last_pool: Literal["average", "max"]
 
@@ -64,10 +57,13 @@ class Config(NormalizedConfig):
     not apply have padding "SAME".
     """
 
-    reading: Literal["canonical", "paper"] = setting("canonical", "which of the two networks with this name")
+    reading: Literal["canonical", "paper"] = setting(
+        "canonical",
+        "which Inception V3: canonical = that of TF-Slim, and of Keras since 2017; paper = that of Keras in 2016",
+    )
     width: float = setting(1.0, "multiplier of the features of every convolution; results are rounded", gt=0)
     modules: tuple[NonNegativeInt, NonNegativeInt, NonNegativeInt] = setting(
-        MODULES, "number of modules on the 35x35, 17x17 and 8x8 grid; fewer leave out the last ones"
+        MODULES, "number of modules on the 35x35, 17x17 and 8x8 grid; lower numbers leave out the last modules"
     )
     stem_strides: Triple = setting(
         (2, 2, 2),
@@ -75,7 +71,7 @@ class Config(NormalizedConfig):
     )
     padding: Literal["VALID", "SAME"] = setting(
         "VALID",
-        "of the stem's max-poolings, its first, second and last convolution, and all layers that halve a grid",
+        "padding of the layers that halve a grid, the stem's poolings, and its first, second and last convolution",
     )
 
     @pydantic.model_validator(mode="after")
@@ -92,10 +88,8 @@ class Config(NormalizedConfig):
 class ConvBNReLU(ConvBN):
     """Convolution, batch normalization and ReLU; with `relu_first`, ReLU comes before the normalization."""
 
-    def __init__(
-        self, features_in: int, features: int, kernel_size: int | tuple[int, int], *, relu_first: bool, **options
-    ):
-        super().__init__(features_in, features, kernel_size, **options)
+    def __init__(self, *args, relu_first: bool, **kwargs):
+        super().__init__(*args, **kwargs)
         self.relu_first = relu_first
 
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -106,6 +100,13 @@ class ConvBNReLU(ConvBN):
 
 class Tower(nnx.Module):
     """One branch of a module: an optional pooling, then a sequence of convolutions.
+
+    Args:
+      *layers: (features, rows of the kernel, columns of the kernel) of each convolution.
+      fork: the same for parallel convolutions after the last of `layers`; their outputs are concatenated.
+      pool: kind of the 3x3 pooling before the convolutions; None: no pooling.
+      strides: strides of the last of `layers`, or of the pooling if there are no layers; 2 halves the grid.
+      conv: makes a `ConvBNReLU` from channels, kernel size, strides and padding.
 
     Attributes:
       features: number of channels of the output.
@@ -121,16 +122,6 @@ class Tower(nnx.Module):
         config: Config,
         conv: functools.partial,
     ):
-        """
-        Args:
-          features_in: number of channels of the input.
-          *layers: (features, rows of the kernel, columns of the kernel) of each convolution.
-          fork: the same for parallel convolutions after the last of `layers`; their outputs are concatenated.
-          pool: kind of the 3x3 pooling before the convolutions; None: no pooling.
-          strides: strides of the last of `layers`, or of the pooling if there are no layers; 2 halves the grid.
-          config: the model's settings.
-          conv: makes a `ConvBNReLU` from channels, kernel size, strides and padding.
-        """
         last = {"strides": strides, "padding": "SAME" if strides == 1 else config.padding}
         width = features_in
         self.convs = nnx.List()
@@ -158,11 +149,7 @@ class Tower(nnx.Module):
 
 
 class Mixed(nnx.Module):
-    """Towers side by side, which read the same input; their outputs are concatenated.
-
-    Attributes:
-      features: number of channels of the output.
-    """
+    """Towers side by side, which read the same input; their outputs are concatenated."""
 
     def __init__(self, *towers: Tower):
         self.towers = nnx.List(towers)
@@ -176,61 +163,59 @@ class Mixed(nnx.Module):
         return jnp.concatenate(outputs, axis=-1)  # [N, H / strides, W / strides, features]
 
 
-def module_35(width: int, pool_features: int, *, tower: functools.partial) -> Mixed:
+# In these functions, `tower` makes a `Tower` from its layers.
+
+
+def module_35(tower: functools.partial, pool_features: int) -> Mixed:
     """The Inception module on the 35x35 grid."""
     return Mixed(
-        tower(width, (64, 1, 1)),
-        tower(width, (48, 1, 1), (64, 5, 5)),
-        tower(width, (64, 1, 1), (96, 3, 3), (96, 3, 3)),
-        tower(width, (pool_features, 1, 1), pool="average"),
+        tower((64, 1, 1)),
+        tower((48, 1, 1), (64, 5, 5)),
+        tower((64, 1, 1), (96, 3, 3), (96, 3, 3)),
+        tower((pool_features, 1, 1), pool="average"),
     )
 
 
-def reduction_35(width: int, *, tower: functools.partial) -> Mixed:
+def reduction_35(tower: functools.partial) -> Mixed:
     """The module that halves the 35x35 to the 17x17 grid."""
     return Mixed(
-        tower(width, (384, 3, 3), strides=2),
-        tower(width, (64, 1, 1), (96, 3, 3), (96, 3, 3), strides=2),
-        tower(width, pool="max", strides=2),
+        tower((384, 3, 3), strides=2),
+        tower((64, 1, 1), (96, 3, 3), (96, 3, 3), strides=2),
+        tower(pool="max", strides=2),
     )
 
 
-def module_17(width: int, first: int, inner: int, *, tower: functools.partial) -> Mixed:
+def module_17(tower: functools.partial, first: int, inner: int) -> Mixed:
     """The Inception module on the 17x17 grid, whose 7x7 convolutions are factorized into 1x7 and 7x1 convolutions.
 
-    Args:
-      width: number of channels of the input.
-      first: features of the first layer of the double 7x7 tower.
-      inner: features of the other layers of the 7x7 towers, except their last.
-      tower: makes a `Tower` from channels and layers.
+    The first layer of the double 7x7 tower has `first` features; the other layers of the 7x7 towers, except their
+    last, have `inner` features.
     """
-    single = (inner, 1, 1), (inner, 1, 7), (192, 7, 1)
-    double = (first, 1, 1), (inner, 7, 1), (inner, 1, 7), (inner, 7, 1), (192, 1, 7)
     return Mixed(
-        tower(width, (192, 1, 1)),
-        tower(width, *single),
-        tower(width, *double),
-        tower(width, (192, 1, 1), pool="average"),
+        tower((192, 1, 1)),
+        tower((inner, 1, 1), (inner, 1, 7), (192, 7, 1)),
+        tower((first, 1, 1), (inner, 7, 1), (inner, 1, 7), (inner, 7, 1), (192, 1, 7)),
+        tower((192, 1, 1), pool="average"),
     )
 
 
-def reduction_17(width: int, pool: Literal["average", "max"], *, tower: functools.partial) -> Mixed:
+def reduction_17(tower: functools.partial, pool: Literal["average", "max"]) -> Mixed:
     """The module that halves the 17x17 to the 8x8 grid."""
     return Mixed(
-        tower(width, (192, 1, 1), (320, 3, 3), strides=2),
-        tower(width, (192, 1, 1), (192, 1, 7), (192, 7, 1), (192, 3, 3), strides=2),
-        tower(width, pool=pool, strides=2),
+        tower((192, 1, 1), (320, 3, 3), strides=2),
+        tower((192, 1, 1), (192, 1, 7), (192, 7, 1), (192, 3, 3), strides=2),
+        tower(pool=pool, strides=2),
     )
 
 
-def module_8(width: int, *, tower: functools.partial) -> Mixed:
+def module_8(tower: functools.partial) -> Mixed:
     """The Inception module on the 8x8 grid; two of its towers end in parallel 1x3 and 3x1 convolutions."""
     fork = (384, 1, 3), (384, 3, 1)
     return Mixed(
-        tower(width, (320, 1, 1)),
-        tower(width, (384, 1, 1), fork=fork),
-        tower(width, (448, 1, 1), (384, 3, 3), fork=fork),
-        tower(width, (192, 1, 1), pool="average"),
+        tower((320, 1, 1)),
+        tower((384, 1, 1), fork=fork),
+        tower((448, 1, 1), (384, 3, 3), fork=fork),
+        tower((192, 1, 1), pool="average"),
     )
 
 
@@ -244,17 +229,9 @@ class InceptionV3(network.Network):
     def __init__(self, config: Config, *, rngs: nnx.Rngs):
         self.config = config
         reading = READINGS[config.reading]
-        conv = functools.partial(
-            ConvBNReLU,
-            relu_first=reading.relu_first,
-            use_bias=reading.relu_first,
-            norm=network.batch_norm(config, use_scale=reading.relu_first),
-            implementation=config.implementation,
-            dtype=jnp.dtype(config.dtype),
-            rngs=rngs,
-        )
+        shared = network.layer_options(config, rngs=rngs, use_scale=reading.relu_first)
+        conv = functools.partial(ConvBNReLU, relu_first=reading.relu_first, use_bias=reading.relu_first, **shared)
         width = self._add_stem(conv)
-        tower = functools.partial(Tower, config=config, conv=conv)
         on_35, on_17, on_8 = config.modules
         inner = zip(reading.first_features, INNER_FEATURES, strict=True)
         builders = [
@@ -266,7 +243,7 @@ class InceptionV3(network.Network):
         ]
         self.mixed = nnx.List()
         for build in builders:
-            self.mixed.append(build(width, tower=tower))
+            self.mixed.append(build(functools.partial(Tower, width, config=config, conv=conv)))
             width = self.mixed[-1].features
         self._add_head(width, rngs=rngs)
 
@@ -286,12 +263,7 @@ class InceptionV3(network.Network):
         return width
 
     def features(self, x: jax.Array, *, train: bool = False) -> jax.Array:
-        """Normalized images float[N, H, W, in_channels] -> float[N, h, w, C] before pooling.
-
-        Raises:
-          ImageSizeError: if the images are too small for the layers without padding.
-          ValueError: for images of another rank or number of channels.
-        """
+        """Normalized images float[N, H, W, in_channels] -> float[N, h, w, C] before pooling."""
         alternative = "padding = 'SAME'" if self.config.padding == "VALID" else ""
         self._check_images(x, smallest=self._smallest_input(), alternative=alternative)
         with jax.named_scope("stem"):
@@ -317,7 +289,7 @@ class InceptionV3(network.Network):
         return x
 
     def _smallest_input(self) -> int:
-        """The least height and width that the layers without padding, or those that halve, can take."""
+        """The least height and width of an input that the stem and the reductions can take."""
         if self.config.padding == "SAME":
             return network.smallest_input(halvings=sum(s > 1 for s in self.config.stem_strides) + 2)
         first, *pools = self.config.stem_strides

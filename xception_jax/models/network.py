@@ -10,6 +10,7 @@ from pydantic import PositiveInt
 
 from xception_jax.layers import KERNEL_INIT, BatchNorm
 from xception_jax.ops import Implementation
+from xception_jax.ops.windows import accumulator
 from xception_jax.settings import Section, setting, zero_is_none
 
 Pair = tuple[PositiveInt, PositiveInt]
@@ -24,7 +25,9 @@ class NetworkConfig(Section):
     dropout: float = setting(0.5, "dropout rate before the classifier", ge=0, lt=1)
     fc_layers: tuple[PositiveInt, ...] = setting((), "widths of fully connected ReLU layers before the classifier")
     implementation: Implementation | None = setting(
-        None, "of convolutions and max-pooling; None: the fastest that was measured for the platform", free=True
+        None,
+        "implementation of convolutions and max-pooling; None: the fastest one measured for the platform",
+        free=True,
     )
     dtype: Literal["float32", "bfloat16"] = setting(
         "float32", "type of the computation; parameters and statistics stay float32"
@@ -69,14 +72,8 @@ def preprocessing(*, image_size: int, crop: str) -> dict[str, Any]:
       `image_size` in pixels; `mean` and `std`, by which pixels in [0, 1] are normalized as (value - mean) / std;
       and `crop`, `crop_fraction` and `resize`, which say what part of an image is evaluated and how it is scaled.
     """
-    return {
-        "image_size": image_size,
-        "mean": 0.5,
-        "std": 0.5,
-        "crop": crop,
-        "crop_fraction": 0.875,
-        "resize": "bilinear",
-    }
+    scaling = {"mean": 0.5, "std": 0.5, "crop_fraction": 0.875, "resize": "bilinear"}
+    return {"image_size": image_size, "crop": crop, **scaling}
 
 
 def smallest_input(*layers: tuple[int, int], halvings: int = 0) -> int:
@@ -98,24 +95,27 @@ def smallest_input(*layers: tuple[int, int], halvings: int = 0) -> int:
     return size
 
 
-def batch_norm(config: NormalizedConfig, **options: Any) -> functools.partial:
-    """`BatchNorm` with the settings of `config`; call the result with the number of channels."""
-    return functools.partial(
-        BatchNorm,
-        momentum=config.bn_momentum,
-        epsilon=config.bn_epsilon,
-        group_size=config.bn_group_size,
-        dtype=jnp.dtype(config.dtype),
-        **options,
-    )
+def layer_options(config: NetworkConfig, *, rngs: nnx.Rngs, use_scale: bool = True) -> dict[str, Any]:
+    """The arguments that all layers of a model share, with `norm` if the model has batch normalization."""
+    options = {"implementation": config.implementation, "dtype": jnp.dtype(config.dtype), "rngs": rngs}
+    if isinstance(config, NormalizedConfig):
+        options["norm"] = functools.partial(
+            BatchNorm,
+            momentum=config.bn_momentum,
+            epsilon=config.bn_epsilon,
+            group_size=config.bn_group_size,
+            use_scale=use_scale,
+            dtype=options["dtype"],
+        )
+    return options
 
 
 class Network(nnx.Module):
     """Base class of all image models: checks of the input, and the classification head.
 
-    A subclass defines `features`, the class attributes `CONFIG` and `PREPROCESSING`, keeps its settings as
-    `self.config`, and ends its `__init__` with `_add_head`. Its state is its parameters (`nnx.Param`) and any
-    other `nnx.Variable` that it keeps, such as batch statistics; random keys are arguments of the call.
+    A subclass defines `features` and the class attributes, keeps its settings as `self.config`, and ends its
+    `__init__` with `_add_head`. Its state is its parameters (`nnx.Param`) and any other `nnx.Variable` that it
+    keeps, such as batch statistics; random keys are arguments of the call.
 
     Attributes:
       CONFIG: class of the model's settings.
@@ -140,31 +140,24 @@ class Network(nnx.Module):
             width = features
         self.dropout = nnx.Dropout(config.dropout)
         # Rounded to bfloat16, the logits of different classes would often be equal.
-        logits = jnp.dtype(jnp.float32) if dtype.itemsize < 4 else dtype
-        self.classifier = linear(width, config.num_classes, dtype=logits)
+        self.classifier = linear(width, config.num_classes, dtype=accumulator(dtype))
 
     def _check_images(self, x: jax.Array, *, smallest: int = 1, alternative: str = "") -> None:
-        """Checks that x is float[N, H, W, in_channels] with H and W of at least `smallest` pixels.
-
-        Args:
-          x: the images.
-          smallest: least height and width in pixels.
-          alternative: setting of the model that admits smaller images, such as "padding = 'SAME'".
-
-        Raises:
-          ImageSizeError: for smaller images.
-          ValueError: for another rank or number of channels.
-        """
+        """Raises the errors of `features`; `alternative` is a setting that admits images below `smallest`."""
         if x.ndim != 4 or x.shape[-1] != self.config.in_channels:
             raise ValueError(f"images must be [N, H, W, {self.config.in_channels}]; got {x.shape}")
         if min(x.shape[1:3]) < smallest:
             remedy = f"the model needs at least {smallest} pixels each way; enlarge the images"
-            raise ImageSizeError(
-                x.shape[1:3], smallest, remedy + (f", or set {alternative}" if alternative else "")
-            )
+            remedy += f", or set {alternative}" if alternative else ""
+            raise ImageSizeError(x.shape[1:3], smallest, remedy)
 
     def features(self, x: jax.Array, *, train: bool = False) -> jax.Array:
-        """Normalized images float[N, H, W, in_channels] -> features float[N, h, w, C] before pooling."""
+        """Normalized images float[N, H, W, in_channels] -> features float[N, h, w, C] before pooling.
+
+        Raises:
+          ImageSizeError: for images whose height or width the model cannot take.
+          ValueError: for images of another rank or number of channels.
+        """
         raise NotImplementedError
 
     def logits(self, x: jax.Array, *, train: bool, key: jax.Array | None) -> jax.Array:
@@ -184,8 +177,7 @@ class Network(nnx.Module):
           key: PRNG key of the dropout; required if `train` is set and `config.dropout` > 0.
 
         Raises:
-          ImageSizeError: for images whose height or width the model cannot take.
-          ValueError: for images of another rank or number of channels, or if the key is missing.
+          ImageSizeError, ValueError: as `features`; also if the key is missing.
         """
         if train and self.config.dropout and key is None:
             raise ValueError(f"key = None: training with dropout = {self.config.dropout} needs a PRNG key")

@@ -9,7 +9,6 @@ import functools
 from typing import ClassVar, Self
 
 import jax
-import jax.numpy as jnp
 import pydantic
 from flax import nnx
 from pydantic import PositiveInt
@@ -85,20 +84,11 @@ class ResNet(network.Network):
 
     def __init__(self, config: Config, *, rngs: nnx.Rngs):
         self.config = config
-        conv = functools.partial(
-            ConvBN,
-            use_bias=config.use_bias,
-            norm=network.batch_norm(config),
-            implementation=config.implementation,
-            dtype=jnp.dtype(config.dtype),
-            rngs=rngs,
-        )
+        conv = functools.partial(ConvBN, use_bias=config.use_bias, **network.layer_options(config, rngs=rngs))
         # Three pixels on each side for every image size; "SAME" would put two at the top and left of even sizes.
-        self.stem = conv(
-            config.in_channels, config.stem_width, 7, strides=config.stem_strides[0], padding=((3, 3), (3, 3))
-        )
+        features, strides = config.stem_width, config.stem_strides[0]
+        self.stem = conv(config.in_channels, features, 7, strides=strides, padding=((3, 3), (3, 3)))
         self.stages = nnx.List()
-        features = config.stem_width
         for i, (blocks, width) in enumerate(zip(config.blocks, config.widths, strict=True)):
             first = Bottleneck(features, width, strides=1 if i == 0 else 2, projection=True, conv=conv)
             features = EXPANSION * width
@@ -107,25 +97,17 @@ class ResNet(network.Network):
         self._add_head(features, rngs=rngs)
 
     def features(self, x: jax.Array, *, train: bool = False) -> jax.Array:
-        """Normalized images float[N, H, W, in_channels] -> float[N, h, w, 4 widths[-1]] before pooling.
-
-        Raises:
-          ImageSizeError: if the images are too small to be halved so often.
-          ValueError: for images of another rank or number of channels.
-        """
+        """Normalized images float[N, H, W, in_channels] -> float[N, h, w, 4 widths[-1]] before pooling."""
         config = self.config
+        pool_strides = config.stem_strides[1]
         halvings = sum(strides > 1 for strides in config.stem_strides) + len(config.blocks) - 1
         self._check_images(x, smallest=network.smallest_input(halvings=halvings))
         with jax.named_scope("stem"):
             x = jax.nn.relu(self.stem(x, train=train))  # 224: [N, 112, 112, 64]
-            if config.stem_strides[1] > 1:
-                x = ops.max_pool(
-                    x,
-                    3,
-                    strides=config.stem_strides[1],
-                    padding=((1, 1), (1, 1)),
-                    implementation=config.implementation,
-                )  # 224: [N, 56, 56, 64]
+            if pool_strides > 1:
+                pads = ((1, 1), (1, 1))
+                # 224: [N, 56, 56, 64]
+                x = ops.max_pool(x, 3, strides=pool_strides, padding=pads, implementation=config.implementation)
         for i, stage in enumerate(self.stages):
             for j, block in enumerate(stage):
                 with jax.named_scope(f"stage_{i}_block_{j}"):

@@ -15,7 +15,6 @@ import functools
 from typing import Annotated, ClassVar, Self
 
 import jax
-import jax.numpy as jnp
 import pydantic
 from flax import nnx
 from pydantic import Field, PositiveInt
@@ -44,6 +43,18 @@ def _stack(layer: functools.partial, config: "Config | SeparableConfig") -> nnx.
     return stages
 
 
+def _apply_stack(stages: nnx.List, x: jax.Array, implementation: str | None, **options: bool) -> jax.Array:
+    """Applies the layers of `_stack` to x[N, H, W, C]: ReLU follows each layer, 2x2 max-pooling each stage."""
+    for i, stage in enumerate(stages):
+        with jax.named_scope(f"stage_{i}"):
+            for layer in stage:
+                x = jax.nn.relu(layer(x, **options))  # [N, h, w, width of the layer]
+            x = ops.max_pool(
+                x, 2, strides=2, padding="VALID", implementation=implementation
+            )  # [N, h / 2, w / 2, C]
+    return x
+
+
 class Config(NetworkConfig):
     """The defaults are VGG-16."""
 
@@ -52,7 +63,9 @@ class Config(NetworkConfig):
         (4096, 4096), "widths of fully connected ReLU layers before the classifier"
     )
     image_size: int = setting(
-        224, "height and width of the images in pixels: the first fully connected layer reads every pixel", gt=0
+        224,
+        "height and width of the images in pixels; fixed, since the first fully connected layer reads all places",
+        gt=0,
     )
     stages: Stages = setting(
         ((64,) * 2, (128,) * 2, (256,) * 3, (512,) * 3, (512,) * 3),
@@ -77,15 +90,9 @@ class VGG(network.Network):
 
     def __init__(self, config: Config, *, rngs: nnx.Rngs):
         self.config = config
-        conv = functools.partial(
-            Conv,
-            use_bias=True,
-            kernel_init=KERNEL_INIT,
-            implementation=config.implementation,
-            dtype=jnp.dtype(config.dtype),
-            rngs=rngs,
-        )
-        self.stages = _stack(functools.partial(conv, kernel_size=3), config)
+        shared = network.layer_options(config, rngs=rngs)
+        conv = functools.partial(Conv, kernel_size=3, use_bias=True, kernel_init=KERNEL_INIT, **shared)
+        self.stages = _stack(conv, config)
         side = config.image_size >> len(config.stages)
         self._add_head(side * side * config.stages[-1][-1], kernel_init=KERNEL_INIT, rngs=rngs)
 
@@ -93,23 +100,14 @@ class VGG(network.Network):
         """Normalized images float[N, image_size, image_size, in_channels] -> float[N, h, w, C] before the head.
 
         `train` has no effect here; all models take the same arguments.
-
-        Raises:
-          ImageSizeError: for images of another height or width.
-          ValueError: for images of another rank or number of channels.
         """
-        config = self.config
+        size = self.config.image_size
         self._check_images(x)
-        if x.shape[1:3] != (config.image_size,) * 2:
-            remedy = f"the model's image_size is {config.image_size}; resize them, or create the model for theirs"
-            raise network.ImageSizeError(x.shape[1:3], config.image_size, remedy)
-        for i, stage in enumerate(self.stages):
-            with jax.named_scope(f"stage_{i}"):
-                for conv in stage:
-                    x = jax.nn.relu(conv(x))  # [N, h, w, width of the layer]
-                # 224: [N, 112, 112, 64], [N, 56, 56, 128], [N, 28, 28, 256], [N, 14, 14, 512], [N, 7, 7, 512]
-                x = ops.max_pool(x, 2, strides=2, padding="VALID", implementation=config.implementation)
-        return x
+        if x.shape[1:3] != (size, size):
+            remedy = f"the model's image_size is {size}; resize them, or create the model for theirs"
+            raise network.ImageSizeError(x.shape[1:3], size, remedy)
+        # 224: [N, 112, 112, 64], [N, 56, 56, 128], [N, 28, 28, 256], [N, 14, 14, 512], [N, 7, 7, 512]
+        return _apply_stack(self.stages, x, self.config.implementation)
 
     def logits(self, x: jax.Array, *, train: bool, key: jax.Array | None) -> jax.Array:
         """Features float[N, h, w, C] -> logits float32[N, num_classes]; dropout follows each layer of `fc`."""
@@ -140,28 +138,12 @@ class SeparableVGG(network.Network):
 
     def __init__(self, config: SeparableConfig, *, rngs: nnx.Rngs):
         self.config = config
-        separable = functools.partial(
-            SeparableConvBN,
-            norm=network.batch_norm(config),
-            implementation=config.implementation,
-            dtype=jnp.dtype(config.dtype),
-            rngs=rngs,
-        )
-        self.stages = _stack(separable, config)
+        shared = network.layer_options(config, rngs=rngs)
+        self.stages = _stack(functools.partial(SeparableConvBN, **shared), config)
         self._add_head(config.stages[-1][-1], rngs=rngs)
 
     def features(self, x: jax.Array, *, train: bool = False) -> jax.Array:
-        """Normalized images float[N, H, W, in_channels] -> float[N, h, w, C] before pooling.
-
-        Raises:
-          ImageSizeError: if the images are too small for a pooling in every stage.
-          ValueError: for images of another rank or number of channels.
-        """
+        """Normalized images float[N, H, W, in_channels] -> float[N, h, w, C] before pooling."""
         self._check_images(x, smallest=2 ** len(self.stages))
-        for i, stage in enumerate(self.stages):
-            with jax.named_scope(f"stage_{i}"):
-                for separable in stage:
-                    x = jax.nn.relu(separable(x, train=train))  # [N, h, w, width of the layer]
-                # 299: [N, 149, 149, 233], [N, 74, 74, 465], [N, 37, 37, 931], [N, 18, 18, 1862], [N, 9, 9, 1862]
-                x = ops.max_pool(x, 2, strides=2, padding="VALID", implementation=self.config.implementation)
-        return x
+        # 299: [N, 149, 149, 233], [N, 74, 74, 465], [N, 37, 37, 931], [N, 18, 18, 1862], [N, 9, 9, 1862]
+        return _apply_stack(self.stages, x, self.config.implementation, train=train)

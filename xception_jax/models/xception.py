@@ -26,7 +26,7 @@ class Config(NormalizedConfig):
     (4096, 4096) in figure 8. It gives no constants of batch normalization; Keras had epsilon 1e-5 in 2016.
     """
 
-    residual: bool = setting(True, "False removes all 12 residual connections (figure 9)")
+    residual: bool = setting(True, "residual connections; False removes all 12 of them (figure 9)")
     intermediate_activation: Literal["relu", "elu"] | None = setting(
         None, "activation between depthwise and pointwise convolution (figure 10)"
     )
@@ -47,7 +47,7 @@ class Config(NormalizedConfig):
         "features of modules 2-4, which halve the image; the last number is the width of the middle flow",
         min_length=1,
     )
-    middle_blocks: int = setting(8, "number of modules in the middle flow, 5-12", ge=0)
+    middle_blocks: int = setting(8, "number of modules in the middle flow; the paper's 8 are modules 5-12", ge=0)
     exit_widths: Triple = setting(
         (1024, 1536, 2048), "features of the last layer of module 13 and of both layers of module 14"
     )
@@ -80,24 +80,13 @@ class ResidualModule(nnx.Module):
         leading_relu: bool = True,
         residual: bool,
         separable: functools.partial,
-        norm: functools.partial,
+        conv: functools.partial,
         implementation: str | None,
-        dtype: jnp.dtype,
-        rngs: nnx.Rngs,
     ):
         inputs = (features_in, *widths[:-1])
         self.separable = nnx.List([separable(i, o) for i, o in zip(inputs, widths, strict=True)])
         if residual and downsample:
-            self.shortcut = ConvBN(
-                features_in,
-                widths[-1],
-                1,
-                strides=2,
-                norm=norm,
-                implementation=implementation,
-                dtype=dtype,
-                rngs=rngs,
-            )
+            self.shortcut = conv(features_in, widths[-1], 1, strides=2)
         self.downsample, self.leading_relu, self.residual = downsample, leading_relu, residual
         self.implementation = implementation
 
@@ -127,24 +116,26 @@ class Xception(network.Network):
 
     def __init__(self, config: Config, *, rngs: nnx.Rngs):
         self.config = config
-        shared = {
-            "norm": network.batch_norm(config),
-            "implementation": config.implementation,
-            "dtype": jnp.dtype(config.dtype),
-            "rngs": rngs,
-        }
+        shared = network.layer_options(config, rngs=rngs)
+        conv = functools.partial(ConvBN, **shared)
         separable = functools.partial(
             SeparableConvBN,
             segments=config.segments,
             intermediate_activation=config.intermediate_activation,
             **shared,
         )
-        module = functools.partial(ResidualModule, residual=config.residual, separable=separable, **shared)
+        module = functools.partial(
+            ResidualModule,
+            residual=config.residual,
+            separable=separable,
+            conv=conv,
+            implementation=config.implementation,
+        )
 
         self.stem = nnx.List()  # module 1
         width = config.in_channels
         for features, strides in zip(config.stem_widths, config.stem_strides, strict=True):
-            self.stem.append(ConvBN(width, features, 3, strides=strides, padding=config.stem_padding, **shared))
+            self.stem.append(conv(width, features, 3, strides=strides, padding=config.stem_padding))
             width = features
         self.entry = nnx.List()  # modules 2-4; the stem ends with a ReLU, so module 2 does not begin with one
         for i, features in enumerate(config.entry_widths):
@@ -163,12 +154,7 @@ class Xception(network.Network):
         self._add_head(width, rngs=rngs)
 
     def features(self, x: jax.Array, *, train: bool = False) -> jax.Array:
-        """Normalized images float[N, H, W, in_channels] -> float[N, h, w, exit_widths[-1]] before pooling.
-
-        Raises:
-          ImageSizeError: if the images are too small for the stem and the modules that halve them.
-          ValueError: for images of another rank or number of channels.
-        """
+        """Normalized images float[N, H, W, in_channels] -> float[N, h, w, exit_widths[-1]] before pooling."""
         unpadded = self.config.stem_padding == "VALID"
         windows = [(3 if unpadded else 1, strides) for strides in self.config.stem_strides]
         smallest = network.smallest_input(*windows, halvings=len(self.entry) + 1)
