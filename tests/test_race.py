@@ -99,7 +99,7 @@ class TestSteps:
 
     def test_a_worker_that_dies_gives_its_last_words(self, scripted):
         message = r"^the timm process ended with code 3: Killed: out of memory$"
-        with pytest.raises(TrainingError, match=message), peers.Worker("timm", scripted("A", [1])) as worker:
+        with pytest.raises(TrainingError, match=message), peers.start("timm", scripted("A", [1])) as worker:
             assert worker() == 1
             worker()
 

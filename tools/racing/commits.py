@@ -9,7 +9,7 @@ import pathlib
 import sys
 import tempfile
 
-from racing.process import WORKERS, Worker
+from racing.process import WORKERS, start
 from xception_jax.commands import device, steps
 from xception_jax.commands.benchmark import data, images, rows
 from xception_jax.errors import UserError
@@ -28,12 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Compares each kind of work, the two checkouts in turn, and prints the ratio with its quartiles.
-
-    Raises:
-      UserError: for a mistake in the flags.
-      TrainingError: if a worker dies.
-    """
+    """Compares each kind of work, the two checkouts in turn, and prints the ratio with its quartiles."""
     if not (arguments.old / "xception_jax").is_dir():
         raise UserError(f"--old={arguments.old}: has no xception_jax; name the root of a checkout")
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the two processes share a GPU
@@ -73,9 +68,9 @@ def alternate(arguments: argparse.Namespace, script: str, options: dict) -> list
         sides = []
         for root in (HERE, arguments.old.resolve()):
             command = [sys.executable, str(WORKERS / script), json.dumps(options)]
-            side = stack.enter_context(Worker(str(root), command, PYTHONPATH=str(root)))
+            side = stack.enter_context(start(str(root), command, PYTHONPATH=str(root)))
             if not pathlib.Path(side.greeting["file"]).is_relative_to(root):
-                raise UserError(f"--old={arguments.old}: python imports {side.greeting['package']} instead")
+                raise UserError(f"--old={arguments.old}: python imports {side.greeting['file']} instead")
             sides.append(side)
         return [tuple(side() for side in sides) for _ in range(1 + arguments.rounds)][1:]  # the first warms up
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from racing.process import WORKERS, Worker
+from racing.process import WORKERS, start
 from xception_jax.commands import device
 from xception_jax.commands.benchmark import data, rows
 from xception_jax.commands.benchmark.images import SEED
@@ -39,12 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Measures, prints and records each side.
-
-    Raises:
-      UserError: for a mistake in the flags, images that cannot be read, or a library that is not there.
-      TrainingError: if TensorFlow's process dies.
-    """
+    """Measures, prints and records each side."""
     memory.keep_freed_memory()  # as in training
     rows.check(arguments.csv)
     with contextlib.ExitStack() as stack:
@@ -57,7 +52,7 @@ def run(arguments: argparse.Namespace) -> None:
         for name in dict.fromkeys(arguments.against):
             if name == "tfdata":
                 command = tfdata_command(work, rounds, arguments.peer_python, folder)
-                worker = stack.enter_context(Worker(name, command, install="tensorflow-cpu"))
+                worker = stack.enter_context(start(name, command, install="tensorflow-cpu"))
                 sides[SIDES[name]] = lambda n, worker=worker: worker() / work.images
             else:
                 sides[SIDES[name]] = Pillow(work, rounds, draft=name == "draft")

@@ -7,7 +7,7 @@ import os
 import sys
 from typing import Any, Self
 
-from racing.process import WORKERS, Worker
+from racing.process import WORKERS, Worker, start
 from xception_jax import models
 from xception_jax.commands import device, steps
 from xception_jax.commands.benchmark import rows
@@ -34,12 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Compares each mode, prints it, and adds a row for each side.
-
-    Raises:
-      UserError: for a mistake in the flags, or a library that is not there.
-      TrainingError: if a worker dies.
-    """
+    """Compares each mode, prints it, and adds a row for each side."""
     # JAX takes most of a GPU's memory otherwise, here and in each of the processes that share it.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     rows.check(arguments.csv)
@@ -48,8 +43,8 @@ def run(arguments: argparse.Namespace) -> None:
     if peer.dtype != work.dtype:
         print(f"note: {peer} computes in {peer.dtype}, this package in {work.dtype}")
     for mode in MODES[arguments.mode]:
-        theirs = Worker(peer.library, peer.command(work, mode), install=PACKAGES[peer.library])
-        with theirs, Worker("xception_jax", own_command(work, mode)) as ours:
+        peer_worker = start(peer.library, peer.command(work, mode), install=PACKAGES[peer.library])
+        with peer_worker as theirs, start("xception_jax", own_command(work, mode)) as ours:
             measured = race(work, mode, peer, ours, theirs, arguments.rounds)
         rows.append(arguments.csv, measured)
         print(f"{mode}:\n" + "\n".join(map(describe, measured)), flush=True)

@@ -12,69 +12,56 @@ import os
 import pathlib
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from collections.abc import Iterator, Sequence
+from typing import IO, Any
 
 from xception_jax.errors import TrainingError, UserError
 
 WORKERS = pathlib.Path(__file__).parent.parent / "workers"
 
 
-class Worker:
-    """A process that is ready, that is compiled and warm, inside a `with` block, and ends with it.
+@contextlib.contextmanager
+def start(name: str, command: Sequence[str], *, install: str = "", **environment: str) -> Iterator["Worker"]:
+    """Starts a worker, waits until it is ready, that is compiled and warm, and ends it with the `with` block.
 
-    Attributes:
-      greeting: what it said when it was ready.
+    Args:
+      name: of this side, for messages.
+      command: starts the process.
+      install: packages that it needs, for the message if one is missing.
+      **environment: variables that it gets besides those of this process.
+
+    Raises:
+      UserError: if there is no such program, or it lacks a library.
+      TrainingError: if it dies.
     """
-
-    def __init__(self, name: str, command: Sequence[str], *, install: str = "", **environment: str):
-        """
-        Args:
-          name: of this side, for messages.
-          command: starts the process.
-          install: packages that it needs, for the message if one is missing.
-          **environment: variables that it gets besides those of this process.
-        """
-        self.name, self._command, self._install = name, list(command), install
-        self._environment: Mapping[str, str] = os.environ | environment
-
-    def __enter__(self) -> Self:
-        """Starts the process and waits until it is ready.
-
-        Raises:
-          UserError: if there is no such program, or it lacks a library.
-          TrainingError: if it dies.
-        """
-        with contextlib.ExitStack() as stack:
-            self._errors = stack.enter_context(tempfile.TemporaryFile("w+", errors="replace"))
-            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self._errors}
-            try:
-                process = subprocess.Popen(self._command, text=True, env=self._environment, **pipes)
-            except OSError as error:
-                python = self._command[0]
-                raise UserError(f"--peer-python={python}: {error.strerror}; give a python's path") from None
-            self._process = stack.enter_context(process)
-            stack.push(self._stop)
-            self.greeting = self._read()
-            if "missing" in self.greeting:
-                raise UserError(
-                    f"--against={self.name}: {self._command[0]} has no {self.greeting['missing']}; "
-                    f"pip install {self._install} there, or name another --peer-python"
-                )
-            self._stack = stack.pop_all()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._stack.__exit__(*exception)
-
-    def _stop(self, failure: type[BaseException] | None, *_: object) -> None:
-        """Ends the process by ending its input; kills it if something went wrong."""
-        if failure is not None:
-            self._process.kill()
+    with tempfile.TemporaryFile("w+", errors="replace") as errors:
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": errors}
         try:
-            self._process.communicate(timeout=10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
+            process = subprocess.Popen(command, text=True, env=os.environ | environment, **pipes)
+        except OSError as error:
+            raise UserError(f"--peer-python={command[0]}: {error.strerror}; give a python's path") from None
+        with process:
+            try:
+                worker = Worker(name, process, errors)
+                if missing := worker.greeting.get("missing"):
+                    remedy = f"pip install {install} there, or name another --peer-python"
+                    raise UserError(f"--against={name}: {command[0]} has no {missing}; {remedy}")
+                yield worker
+            except BaseException:
+                process.kill()
+                raise
+            finally:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.communicate(timeout=10)  # closes its input, by which it ends
+                process.kill()
+
+
+class Worker:
+    """A process that is ready; `greeting` is what it said then. A call makes it work once."""
+
+    def __init__(self, name: str, process: subprocess.Popen, errors: IO[str]):
+        self._name, self._process, self._errors = name, process, errors
+        self.greeting = self._read()
 
     def __call__(self) -> float:
         """Seconds that the work took this time, as the worker measured them."""
@@ -91,4 +78,4 @@ class Worker:
         self._errors.seek(0)
         lines = [text.strip() for text in self._errors if text.strip()]
         reason = lines[-1] if lines else "no message"
-        raise TrainingError(f"the {self.name} process ended with code {code}: {reason}")
+        raise TrainingError(f"the {self._name} process ended with code {code}: {reason}")
