@@ -7,13 +7,14 @@ import shlex
 from xception_jax.errors import SettingError, TrainingError
 
 LISTED = 5  # images that were left out
+TENTH = "every tenth class: 500 training and 50 validation images of each"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's flags."""
     kinds = parser.add_subparsers(dest="kind", required=True)
     full = _add_kind(kinds, "imagenet2012", "ILSVRC 2012, the set that TFDS writes with TensorFlow")
-    part = _add_kind(kinds, "imagenet100", "every tenth class: 500 training and 50 validation images of each")
+    part = _add_kind(kinds, "imagenet100", TENTH)
     for imagenet in (full, part):
         imagenet.add_argument("--train-tar", required=True, help="ILSVRC2012_img_train.tar")
         imagenet.add_argument("--val-tar", required=True, help="ILSVRC2012_img_val.tar")
@@ -62,13 +63,11 @@ def _request(arguments: argparse.Namespace):
     if arguments.kind == "imagenet100" and arguments.seed < 0:
         raise SettingError("seed", arguments.seed, "must be at least 0")
     if arguments.kind.startswith("imagenet"):
-        dataset = imagenet.load(arguments.train_tar, arguments.val_tar)
-        settings = {"encoding": "jpeg", "decode": False}
-        if arguments.kind == "imagenet2012":
-            return records_writer.Request(dataset=dataset, name="imagenet2012", version="5.1.0", **settings)
-        text = f"every tenth class: 500 training and 50 validation images of each, seed {arguments.seed}"
-        dataset = imagenet.choose_100(dataset, seed=arguments.seed)
-        return records_writer.Request(dataset=dataset, name="imagenet100", description=text, **settings)
+        dataset, about = imagenet.load(arguments.train_tar, arguments.val_tar), {"version": "5.1.0"}
+        if arguments.kind == "imagenet100":
+            dataset = imagenet.choose_100(dataset, seed=arguments.seed)
+            about = {"description": f"{TENTH}, seed {arguments.seed}"}
+        return records_writer.Request(dataset=dataset, name=arguments.kind, encoding="jpeg", decode=False, **about)
     records_writer.check_name(arguments.name)
     if not 0 <= arguments.holdout < 1:
         raise SettingError("holdout", arguments.holdout, "must be a share from 0 to less than 1")
@@ -78,13 +77,8 @@ def _request(arguments: argparse.Namespace):
         dataset = folder.load(arguments.root, holdout=arguments.holdout)
     else:
         dataset = manifest.load(arguments.root, classes=arguments.classes, holdout=arguments.holdout)
-    return records_writer.Request(
-        dataset=dataset,
-        name=arguments.name,
-        short_side=arguments.short_side,
-        background=arguments.background,
-        skip_unreadable=arguments.skip_unreadable,
-    )
+    settings = ("name", "short_side", "background", "skip_unreadable")
+    return records_writer.Request(dataset=dataset, **{name: getattr(arguments, name) for name in settings})
 
 
 def _print(request, report, out: pathlib.Path) -> None:

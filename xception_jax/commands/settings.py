@@ -2,7 +2,7 @@
 
 import argparse
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 from xception_jax import models, recipe
 from xception_jax.settings import Row
@@ -44,7 +44,7 @@ def markdown() -> str:
     shared = [row for row in first if all(row in table for table in others)]
     parts = [INTRODUCTION]
     for section, members in itertools.groupby(shared, lambda row: row.name.rpartition(".")[0]):
-        parts += [f"## {section}"] * bool(section) + [_table(list(members))]
+        parts += [f"## {section}"] * bool(section) + [_table(members)]
     for cls in dict.fromkeys(cls for cls, _ in models.MODELS.values()):
         name, *variants = (name for name, (other, _) in models.MODELS.items() if other is cls)
         parts += [f"## {', '.join([name, *variants])}", _table([row for row in tables[name] if row not in shared])]
@@ -54,7 +54,7 @@ def markdown() -> str:
     return "\n\n".join(parts)
 
 
-def _table(members: Sequence[Row]) -> str:
+def _table(members: Iterable[Row]) -> str:
     """Rows as a table in Markdown."""
     lines = ["| setting | values | default | meaning |", "| --- | --- | --- | --- |"]
     lines += [f"| `{row.name}` | {row.values} | `{row.default}` | {row.meaning} |" for row in members]

@@ -19,7 +19,7 @@ from xception_jax.errors import UserError
 from xception_jax.run import memory
 
 Conv = Callable[[jax.Array, jax.Array], jax.Array]  # (x, kernel) -> y
-REFERENCE = "xla"
+REFERENCE = "xla"  # the first of `ops.IMPLEMENTATIONS`
 
 # What is computed of (convolution, x, kernel, gradient of the output).
 PASSES = {
@@ -90,10 +90,7 @@ def layer_convs(layer: GroupedConv) -> dict[str, Conv]:
 
 
 def time_in_turn(layer: GroupedConv, name: str, work: Workload, rounds: int) -> dict[str, list[float]]:
-    """Seconds of a pass for each implementation: all of them once in each round, after one call to warm up.
-
-    An implementation that refuses the shape is left out.
-    """
+    """Seconds of a pass for each implementation that takes the shape: all in turn, after one call to warm up."""
     convs, keys = layer_convs(layer), jax.random.split(jax.random.key(0), 3)
     x = jax.random.normal(keys[0], (work.batch, *layer.size, layer.channels), work.dtype)  # [N, H, W, C]
     kernel_shape = (*layer.kernel, layer.channels // layer.groups, layer.features)
