@@ -62,14 +62,16 @@ class Objective:
         For several labels, it is summed over the classes.
         """
         logits = logits.astype(jnp.float32)
-        weights = None
-        if self.class_weights is not None and self.weighted_loss:
-            weights = jnp.asarray(self.class_weights, jnp.float32)[None]  # [1, num_classes]
+        weights = self.class_weights if self.weighted_loss else None
         if self.multilabel:
-            terms = optax.sigmoid_binary_cross_entropy(logits, targets)  # [N, num_classes]
-            return jnp.sum(terms if weights is None else terms * weights, axis=1)
+            loss = optax.sigmoid_binary_cross_entropy(logits, targets)  # [N, num_classes]
+            if weights is not None:
+                loss = loss * jnp.asarray(weights, jnp.float32)[None]
+            return jnp.sum(loss, axis=1)
         loss = optax.softmax_cross_entropy(logits, optax.smooth_labels(targets, self.label_smoothing))  # [N]
-        return loss if weights is None else loss * jnp.sum(targets * weights, axis=1)
+        if weights is not None:
+            loss = loss * jnp.sum(targets * jnp.asarray(weights, jnp.float32)[None], axis=1)
+        return loss
 
     def sums(self, loss: jax.Array, logits: jax.Array, labels: jax.Array, mask: jax.Array | None = None) -> Sums:
         """`multilabel_sums` for several labels, else `classification_sums`."""
