@@ -289,7 +289,7 @@ MISTAKES = {
     "unknown flag": (["--confg.batch_size=3"], "--confg.batch_size", "--config.KEY=VALUE"),
     "loose argument": (["batch_size=3"], "'batch_size=3'", "--config.KEY=VALUE"),
     "too small an image": (
-        ["--config.model.stem_padding=VALID", "--config.data.image_size=2"],
+        ["--config.model.stem_padding=VALID", "--config.data.image_size=2", "--config.data.pad_pixels=0"],
         "config.data.image_size = 2",
         "'SAME'",
     ),
@@ -297,7 +297,7 @@ MISTAKES = {
     "no such folder": (
         ["--config.data.name=folder", "--config.data.root=/nowhere"],
         "config.data.root = '/nowhere'",
-        "name one that holds",
+        "name one that has",
     ),
     "no such records": (
         ["--config.data.name=tfds:cifar10", "--config.data.root=/nowhere"],
