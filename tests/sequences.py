@@ -4,6 +4,7 @@ A sequence of class 0 has mostly small tokens, one of class 1 mostly large ones.
 takes the mean over those that the mask does not leave out.
 """
 
+import contextlib
 import dataclasses
 import sys
 
@@ -147,15 +148,19 @@ class MeanEmbedding(nnx.Module):
         return self.classifier(total / jnp.sum(known, axis=1))  # [N, classes]
 
 
-def register():
-    """Adds the modality and its model, as a package would."""
+@contextlib.contextmanager
+def registered():
+    """A context in which the package knows the modality and its model."""
     inputs.INPUTS["sequences"] = SequenceInputs
     MODELS["mean_embedding"] = (MeanEmbedding, {})
+    try:
+        yield
+    finally:
+        del inputs.INPUTS["sequences"], MODELS["mean_embedding"]
 
 
 def config(**changes):
     """A recipe of 60 steps, with changes such as {"data.shift": 1}."""
-    register()
     config = recipe.default_config("mean_embedding")
     config.update_from_flattened_dict(
         {
@@ -176,4 +181,5 @@ def config(**changes):
 
 
 if __name__ == "__main__":
-    print(loop.train(config(), sys.argv[1]))
+    with registered():
+        print(loop.train(config(), sys.argv[1]))

@@ -9,6 +9,7 @@ import json
 import multiprocessing
 import os
 import pathlib
+import signal
 import tarfile
 import time
 
@@ -346,6 +347,18 @@ class TestResources:
                 usage.append((len(os.listdir("/proc/self/fd")), resident))
         assert usage[1][0] <= usage[0][0] + 4  # threads read ahead, a file each
         assert usage[1][1] - usage[0][1] < 8_000
+
+    def test_workers_leave_a_sigterm_to_the_main_process(self, files):
+        """Slurm and systemd send it to all processes of a run, which then saves a checkpoint and ends."""
+        absl.flags.FLAGS.mark_as_parsed()
+        batches = data.train_batches(reader(files), TRAIN, batch_size=6, seed=0, num_workers=1)
+        first = next(batches)
+        assert multiprocessing.active_children()
+        for worker in multiprocessing.active_children():
+            os.kill(worker.pid, signal.SIGTERM)
+        later = [next(batches) for _ in range(20)]  # more than were read ahead
+        batches.close()
+        assert_equal_batches([first, *later], train(21, source=reader(files), batch_size=6))
 
     def test_workers_leave_nothing_behind(self, files):
         absl.flags.FLAGS.mark_as_parsed()

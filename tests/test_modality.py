@@ -13,14 +13,14 @@ import sequences
 from sklearn.metrics import accuracy_score
 
 import xception_jax
-from xception_jax import __main__, loop, recipe
+from xception_jax import __main__, loop, recipe, task
 from xception_jax.errors import SettingError
 
 
 @pytest.fixture(autouse=True)
-def plain_types():
-    """As in the tests of whole runs."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+def known_modality():
+    """The types of whole runs, and the modality."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"), sequences.registered():
         yield
 
 
@@ -28,7 +28,7 @@ def plain_types():
 def run(tmp_path_factory):
     """(workdir, result) of a run that nothing disturbed."""
     workdir = tmp_path_factory.mktemp("sequences") / "run"
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"), sequences.registered():
         return workdir, loop.train(sequences.config(), workdir)
 
 
@@ -69,6 +69,13 @@ def test_the_evaluate_command_repeats_the_numbers(run, capsys, monkeypatch):
     __main__.main()
     loss = run[1].evaluation["averaged"]["loss"]
     assert f"averaged weights: loss {loss:.4f}" in capsys.readouterr().out
+
+
+def test_outputs_that_name_no_class_come_from_the_inputs(monkeypatch):
+    monkeypatch.setattr(sequences.SequenceInputs, "label_offset", 1)
+    built = task.build(recipe.parse(sequences.config()))
+    assert built.objective.num_classes == built.recipe.model["num_classes"] == 3
+    assert built.objective.targets(np.array([1])).tolist() == [[0, 0, 1]]
 
 
 def test_settings_of_the_modality_are_checked_and_settings_of_images_are_unknown():

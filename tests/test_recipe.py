@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax.sharding import AxisType
+from PIL import Image
 
 from configs import common
 from xception_jax import loop, optim, sharding, task
@@ -593,6 +594,15 @@ def test_what_does_not_fit_the_data_is_one_line_before_anything_is_computed(chan
     assert "\n" not in message and [word for word in words if word not in message] == [], message
 
 
+def test_encoded_images_have_three_channels(tmp_path):
+    for name in ("cat/0.png", "cat/1.png", "dog/0.png", "dog/1.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("L", (40, 40)).save(tmp_path / name)
+    folder = {"data.name": "folder", "data.root": str(tmp_path), "data.holdout": 0.5}
+    with pytest.raises(SettingError, match=r"config\.model\.in_channels = 1: .* has 3; pass"):
+        task.build(parse(values(**SMALL | folder | {"model.in_channels": 1})))
+
+
 def test_outputs_that_stand_for_no_class_come_on_top_of_the_datas_classes():
     built = task.build(parse(values(**SMALL | {"data.label_offset": 1})))
     assert built.recipe.model["num_classes"] == built.objective.num_classes == 11
@@ -602,7 +612,11 @@ def test_outputs_that_stand_for_no_class_come_on_top_of_the_datas_classes():
 @pytest.mark.parametrize(
     "changes, words",
     [
-        ({"batch_size": 33}, ["config.batch_size = 33", "mixed", "even"]),
+        ({"batch_size": 33}, ["config.batch_size = 33", "mixed", "even", "a multiple of 2"]),
+        (
+            {"batch_size": 6, "accumulation_steps": 2},
+            ["batch_size = 6", "= 3 must be even", "multiple of 4"],
+        ),
         (
             {"batch_size": 60, "accumulation_steps": 2, "model.bn_group_size": 15},
             ["config.model.bn_group_size = 15", "mixed", "even"],

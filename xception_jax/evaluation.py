@@ -73,7 +73,7 @@ def next_batch(batches: Iterator[dict[str, np.ndarray]]) -> dict[str, np.ndarray
     """The next batch, None after the last; TrainingError for an example that cannot be read."""
     try:
         return next(batches, None)
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:  # RuntimeError: a worker process died, for example without memory
         raise TrainingError(str(error)) from error
 
 
@@ -83,6 +83,6 @@ def check_classes(task: Task, record: dict) -> None:
     if now != then:
         differ = next(((a, b) for a, b in zip(now, then, strict=False) if a != b), (len(now), len(then)))
         raise UserError(
-            f"config.data.root = {task.recipe.data.root!r}: its classes are not those of the run, which has"
-            f" {differ[1]!r} for {differ[0]!r}; name the data the run was trained on"
+            f"config.data: the classes are not those of the run, which has {differ[1]!r} for {differ[0]!r}; name"
+            " the data that the run was trained on"
         )

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import math
 import os
 import pathlib
 import shlex
@@ -97,16 +98,17 @@ def make_training(task: Task) -> Training:
 
 def _check_batch(task: Task) -> None:
     recipe, devices, block = task.recipe, task.layout.mesh.size, task.inputs.block
+    least = math.lcm(devices, block) * recipe.accumulation_steps
     if recipe.part_size % devices:
         raise SettingError(
             "config.batch_size",
             recipe.batch_size,
             f"batch_size / accumulation_steps = {recipe.part_size} examples must divide over {devices} devices;"
-            f" choose a multiple of {devices * recipe.accumulation_steps}",
+            f" choose a multiple of {least}",
         )
     if recipe.part_size % block:
-        remedy = f"{block} examples are mixed, but a step has {recipe.part_size}; choose an even number"
-        raise SettingError("config.batch_size", recipe.batch_size, remedy)
+        remedy = f"batch_size / accumulation_steps = {recipe.part_size} must be even, since examples are mixed;"
+        raise SettingError("config.batch_size", recipe.batch_size, f"{remedy} choose a multiple of {least}")
     group = recipe.model.get("bn_group_size") or block
     if recipe.accumulation_steps > 1 and group % block:
         raise SettingError(
@@ -157,7 +159,7 @@ def train(config: ConfigDict, directory: str | os.PathLike) -> Result:
 def _disk_error(error: OSError, checkpoints: Checkpoints) -> TrainingError:
     """The failure of a disk, for example a full one, with what is kept and what to do."""
     return TrainingError(
-        f"{error}; {checkpoints.directory} keeps what was saved; free or repair the disk and run the same command"
+        f"{error}; {checkpoints.directory} keeps what was saved; free or repair it and run the same command"
         " to go on"
     )
 
@@ -273,7 +275,7 @@ class _Run:
         return self._result(train_state, max(start_step, total), measured)
 
     def _next_batch(self, batches: Iterator[Batch], last: Batch | None) -> Batch:
-        """The next batch of this host; if one of several hosts has none, the last one until all hosts stop.
+        """The next batch of this host; a host of several that cannot read one repeats its last until all stop.
 
         The hosts agree on their first batches only, since agreeing takes longer than a short step.
         """
@@ -290,7 +292,7 @@ class _Run:
 
     @contextlib.contextmanager
     def _on_this_host(self) -> Iterator[None]:
-        """A failure of the disk inside, where hosts do not agree, ends the run on all hosts after a later step."""
+        """An OSError raised inside ends the run on all hosts, after this step or a later one."""
         try:
             yield
         except OSError as error:

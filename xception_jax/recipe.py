@@ -14,7 +14,6 @@ from xception_jax.errors import SettingError, UserError
 from xception_jax.run import workdir
 from xception_jax.settings import Row, Section, is_free, setting, table, to_config_dict, within, zero_is_none
 
-Duration = Annotated[float | None, zero_is_none]
 WholeDuration = Annotated[int | None, zero_is_none]
 
 FROM_DATA = ("num_classes", "in_channels", "vocab_size")  # of the model: None = what the dataset says
@@ -33,11 +32,13 @@ class Recipe(Section):
     batch_size: int = setting(32, "examples of a gradient step, on all devices together", gt=0)
     accumulation_steps: int = setting(1, "parts that a batch is computed in, one after the other", gt=0)
     eval_batch_size: int = setting(100, "examples of an evaluation step, on all devices together", free=True, gt=0)
-    total_epochs: Duration = setting(None, "length of the run; set one of the three", free=True, gt=0)
-    total_steps: WholeDuration = setting(None, "length of the run in gradient steps", free=True, gt=0)
-    total_samples: WholeDuration = setting(None, "length of the run in examples", free=True, gt=0)
+    total_epochs: optim.Duration = setting(
+        None, "length in epochs; set one of total_epochs, total_steps, total_samples", free=True, gt=0
+    )
+    total_steps: WholeDuration = setting(None, "length in gradient steps", free=True, gt=0)
+    total_samples: WholeDuration = setting(None, "length in examples", free=True, gt=0)
     label_smoothing: float = setting(0.0, "share of the target spread over all classes", ge=0, lt=1)
-    weighted_loss: bool = setting(True, "weight the loss by the data's class weights, not only MAP@100")
+    weighted_loss: bool = setting(True, "apply the data's class weights to the loss; to MAP@100 they always apply")
     model: dict[str, Any] = setting({}, "name and settings of the model")
     data: pydantic.SerializeAsAny[Section] = setting(None, "source, reading and transforms of the examples")
     augment: pydantic.SerializeAsAny[Section] | None = setting(None, "augmentation on the device")
@@ -46,11 +47,11 @@ class Recipe(Section):
     averaging: optim.Averaging = setting(optim.Averaging(), "averaging of the weights")
     mesh: sharding.MeshShape = setting(sharding.MeshShape(), "how the devices share the work")
     log_every_steps: int = setting(100, "steps between log lines", free=True, gt=0)
-    evaluate_every_epochs: Duration = setting(
+    evaluate_every_epochs: optim.Duration = setting(
         None, "between evaluations; unset = at the end only", free=True, gt=0
     )
     evaluate_every_steps: WholeDuration = setting(None, "steps between evaluations", free=True, gt=0)
-    checkpoint_every_epochs: Duration = setting(
+    checkpoint_every_epochs: optim.Duration = setting(
         None, "between checkpoints; every evaluation saves one too", free=True, gt=0
     )
     checkpoint_every_steps: WholeDuration = setting(None, "steps between checkpoints", free=True, gt=0)
@@ -148,7 +149,7 @@ def _check_combinations(recipe: Recipe) -> None:
         raise SettingError(
             "model.bn_group_size",
             group,
-            f"must divide the {recipe.part_size} examples of a step (batch_size {recipe.batch_size} /"
+            f"must divide the {recipe.part_size} examples of a part (batch_size {recipe.batch_size} /"
             f" accumulation_steps {recipe.accumulation_steps})",
         )
     with within("optimizer"):
@@ -197,8 +198,8 @@ def read(directory: pathlib.Path) -> Recipe:
 def differences(new: Recipe, old: Recipe, *, strict: tuple[str, ...] = ()) -> list[tuple[str, Any, Any]]:
     """(setting, new value, old value) of the settings that differ and decide the weights.
 
-    Settings that are free (see `settings.setting`) are left out, except for those that begin with one of `strict`.
-    The length of the run is free, unless the learning rate depends on it (the cosine schedule).
+    Settings that are free (see `settings.setting`) are left out, except those whose names begin with one of
+    `strict`. The length of the run is free, unless the learning rate depends on it (the cosine schedule).
     """
     new_values, old_values = _flatten(new.model_dump()), _flatten(old.model_dump())
     free = {

@@ -142,19 +142,20 @@ class Progress:
                 if not np.isfinite(value):
                     raise NonFiniteError(f"{name} is {float(value)} at step {step}")
             self._checked.append(sums)
-            self._read += sums["count"]
-            self._replaced += sums["unreadable"]
+            self._read += float(sums["count"])
+            self._replaced += float(sums["unreadable"])
         self._pending = []
         self._check_unreadable()
 
     def _check_unreadable(self) -> None:
-        """The allowed share counts for as many epochs as were begun."""
+        """In each epoch that was begun, `max_unreadable` of the examples may be replaced."""
         share, num_examples = self._task.recipe.data.max_unreadable, len(self._task.dataset.train)
         if self._replaced > share * num_examples * math.ceil(self._read / num_examples):
-            reasons = " | ".join(list(self._unreadable.values())[:20])
+            reasons = " | ".join(list(self._unreadable.values())[:20]) or "the other hosts name them"
             raise TrainingError(
                 f"{self._replaced:.0f} of {self._read:.0f} examples could not be read, which is more than"
-                f" config.data.max_unreadable = {share:g} allows: {reasons}"
+                f" config.data.max_unreadable = {share:g} allows; repair them or raise it, and run the same"
+                f" command to go on from the last checkpoint: {reasons}"
             )
 
     @contextlib.contextmanager

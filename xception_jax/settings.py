@@ -19,7 +19,7 @@ from pydantic.fields import FieldInfo
 
 from xception_jax.errors import SettingError
 
-# The command line cannot reset a number to None in every version of ml_collections, so 0 means None as well.
+# 0 means None as well, as in version 0.1, whose command line could not reset a number to None.
 # (False == 0, but it is of another type.)
 zero_is_none = pydantic.BeforeValidator(lambda value: None if value == 0 and type(value) is not bool else value)
 

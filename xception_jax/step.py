@@ -44,8 +44,9 @@ def make_train_step(
       accumulation_steps: K > 1 computes the gradient as the mean over K parts of the batch, one after the other,
         so that only the activations of B / K examples are in memory at a time. Batch statistics are then computed
         on each part.
-      accumulation_block: number of consecutive examples that stay together in a part; even if examples are mixed
-        in pairs. With the model's `bn_group_size` here, and no dropout, the update equals that of the whole batch.
+      accumulation_block: number of consecutive examples that stay together in a part; an even number if examples
+        are mixed in pairs. With the model's `bn_group_size` here, and no dropout, the update equals that of the
+        whole batch.
       averaging: see `optim.update_average`; None = no averaging.
       logits_sharding: sharding of the logits [N, classes] over devices that split the classifier in the same way.
         Features, their gradients and sums over classes then move between devices, but logits do not. None, or a

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import jax
 import numpy as np
@@ -107,10 +107,14 @@ def build(recipe: Recipe) -> Task:
 def _build(recipe: Recipe, dataset: Dataset) -> Task:
     cls = models.model_class(recipe.model_name)
     with within("config"):
-        recipe = _with_data(recipe, dataset)
+        recipe = _with_data(recipe, dataset.model_settings)
         inputs = INPUTS[cls.INPUTS].from_sections(recipe.sections(), recipe.model_settings, cls.PREPROCESSING)
+        recipe = _with_data(recipe, {"num_classes": len(dataset.class_names) + inputs.label_offset})
         objective = _objective(recipe, dataset, inputs)
         layout = sharding.make_layout(recipe.mesh.model, num_classes=objective.num_classes)
+        if dataset.multilabel and len(dataset.class_names) % recipe.mesh.model:
+            remedy = f"must divide the {len(dataset.class_names)} classes, without label_offset, too"
+            raise SettingError("mesh.model", recipe.mesh.model, remedy)
         task = Task(recipe, dataset, inputs, objective, layout)
         _check_model(task)
     return task
@@ -140,14 +144,16 @@ def _check_hosts(dataset: Dataset) -> None:
         )
 
 
-def _with_data(recipe: Recipe, dataset: Dataset) -> Recipe:
+def _with_data(recipe: Recipe, told: Mapping[str, int]) -> Recipe:
     """The recipe with a number for each setting of the model in FROM_DATA: the data's, else the model's default.
 
-    A setting of the recipe that contradicts the data is a SettingError.
+    Args:
+      told: settings of the model that follow from the data; a setting of the recipe that contradicts them is a
+        SettingError.
     """
-    classes = len(dataset.class_names) + getattr(recipe.data, "label_offset", 0)
-    told = {"num_classes": classes, **dataset.model_settings}
-    known = models.model_config(recipe.model_name).model_dump(include=set(FROM_DATA)) | told
+    known = models.model_config(recipe.model_name).model_dump(include=set(FROM_DATA) - {"num_classes"}) | dict(
+        told
+    )
     for name, value in told.items():
         if recipe.model.get(name) not in (None, value):
             remedy = f"the data ({recipe.data.name}) has {value}; pass --config.model.{name}={value}"

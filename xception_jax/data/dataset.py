@@ -52,7 +52,7 @@ class Dataset:
     Attributes:
       class_names: in the order of the labels.
       model_settings: settings of the model that follow from the data, such as {"in_channels": 1} for grey images;
-        those not named keep the model's defaults (encoded images have 3 channels when they are decoded).
+        those not named keep the model's defaults.
       multilabel: an example has any number of labels instead of one.
       class_weights: weight of each class in the metrics and the loss; None = all 1.
       notes: what the user should know about how the examples were found, a line each.

@@ -18,8 +18,8 @@ class Inputs(Protocol):
     The functions of the host must be picklable, since worker processes run them, and must not import JAX.
 
     Attributes:
-      SETTINGS: sections of the recipe that belong to the modality: "data", which extends `pipeline.Reading`, and
-        perhaps "augment".
+      SETTINGS: sections of the recipe that belong to the modality: "data", which extends `pipeline.Reading` by a
+        `name` and more, and perhaps "augment".
       label_offset: number of leading logits that stand for no class, see `metrics.Objective`.
       block: number of consecutive examples of a batch that `prepare` treats together, such as 2 if it mixes pairs.
       decode: host, example of a source -> example with arrays; raises `UnreadableExample`.

@@ -186,8 +186,9 @@ def _iterate(dataset: grain.MapDataset, num_threads: int, num_workers: int) -> I
 
 
 def _follow_main_process(worker: int, workers: int) -> None:
-    """Makes a worker ignore Ctrl-C, which the main process handles, and end with the main process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Makes a worker ignore Ctrl-C and SIGTERM, which the main process handles, and end with the main process."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # Slurm and systemd signal all processes of a run
+        signal.signal(number, signal.SIG_IGN)
 
     def wait():
         multiprocessing.parent_process().join()

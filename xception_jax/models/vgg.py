@@ -104,7 +104,7 @@ class VGG(network.Network):
         size = self.config.image_size
         self._check_images(x)
         if x.shape[1:3] != (size, size):
-            remedy = f"the model's image_size is {size}; resize them, or create the model for theirs"
+            remedy = f"the model's image_size is {size}; make the two equal"
             raise network.ImageSizeError(x.shape[1:3], size, remedy)
         # 224: [N, 112, 112, 64], [N, 56, 56, 128], [N, 28, 28, 256], [N, 14, 14, 512], [N, 7, 7, 512]
         return _apply_stack(self.stages, x, self.config.implementation)

@@ -40,7 +40,8 @@ def hold(directory: pathlib.Path) -> Iterator[dict[str, Any] | None]:
             if jax.process_index() == 0:
                 free = _is_free(directory)
                 _lock(stack.enter_context((directory / LOCK).open("w")), directory)
-                config = None if free else read_config(directory)
+                # Another run may have saved its first checkpoint before this one had the lock.
+                config = None if free and _is_free(directory) else read_config(directory)
         except OSError as error:
             raise _unusable(directory, error) from None
         yield config

@@ -1,8 +1,8 @@
 """Augmentation of batches on the device, inside the jitted training step.
 
 What happens to an image is a function of the key and of the image's own seed, so it is the same at any place of
-any batch, on any number of devices and hosts. Nothing moves between devices. To mix pairs of images, each device
-must have an even number of them.
+any batch, on any number of devices and hosts. Nothing moves between devices. Where pairs of images are mixed, this
+holds if each device has an even number of them.
 """
 
 from collections.abc import Callable, Sequence

@@ -37,7 +37,9 @@ class ImageData(Reading, sources.Sources):
     max_aspect: float = setting(4 / 3, "train_crop random_resized: largest width / height", gt=0)
     randaugment_ops: int = setting(0, "RandAugment: number of operations, 0 = off", ge=0)
     randaugment_magnitude: float = setting(9.0, "RandAugment: their strength", ge=0, le=10)
-    eval_preset: Literal[tuple(PRESETS)] | None = setting(None, "replaces eval_crop, _crop_fraction and _resize")
+    eval_preset: Literal[tuple(PRESETS)] | None = setting(
+        None, "replaces eval_crop, eval_crop_fraction, eval_resize"
+    )
     eval_crop: Literal["central", "shorter_side"] = setting("central", "which part of an image is evaluated")
     eval_crop_fraction: float = setting(0.875, "share of the image that is evaluated", gt=0, le=1)
     eval_resize: Literal[tuple(METHODS)] = setting("bilinear", "interpolation of the evaluation")
@@ -104,7 +106,9 @@ class Images:
 
     @staticmethod
     def load(settings: ImageData) -> Dataset:
-        return sources.load(image_size=settings.image_size, **settings.model_dump(include=_SOURCES))
+        dataset = sources.load(image_size=settings.image_size, **settings.model_dump(include=_SOURCES))
+        channels = {"in_channels": 3, **dataset.model_settings}  # decoding gives three channels
+        return dataclasses.replace(dataset, model_settings=channels)
 
     @staticmethod
     def data_defaults(defaults: Mapping[str, Any]) -> dict[str, Any]:
