@@ -1,6 +1,10 @@
-# `make demo` and `make test` need only python3 (3.11 or newer), pip and make.
+# `make demo` and `make test` need only Python 3.11 or newer, pip and make.
 
-PYTHON ?= python3
+# The Python of a new $(VENV): 3.12, from PATH or pyenv, if it runs and has pip; else python3. An existing $(VENV)
+# keeps its own. `make PYTHON=python3.11` chooses another.
+PYENV_ROOT ?= $(HOME)/.pyenv
+PYTHON ?= $(shell for python in python3.12 $(PYENV_ROOT)/versions/3.12*/bin/python3.12; do \
+    $$python -m pip --version >/dev/null 2>&1 && echo $$python && exit; done; echo python3)
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -30,7 +34,7 @@ constraints:  ## pins all dependencies anew, for every supported Python; needs u
 
 # Debian's python3 may come without ensurepip: then its own pip installs into the environment.
 $(INSTALLED): pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit("python3 is %d.%d: 3.11 or newer is needed" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
+	test -x $(BIN)/python || $(PYTHON) -c 'import sys; sys.exit("Python is %d.%d: 3.11 or newer is needed; name it with PYTHON=..." % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || $(PYTHON) -m venv --without-pip $(VENV)
 	if $(BIN)/python -m pip --version >/dev/null 2>&1; \
 	then $(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'; \

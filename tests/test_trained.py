@@ -187,7 +187,7 @@ def test_predicting_any_number_of_images_compiles_few_programs(run):
     whole = trained.predict(images)
     for count in range(1, 10):
         np.testing.assert_allclose(trained.predict(images[:count]), whole[:count], rtol=1e-5)
-    assert trained._probabilities.func._cache_size() == 5  # for 1, 2, 4, 8 and 16 images
+    assert sorted(trained._programs) == [1, 2, 4, 8, 16]  # images
 
 
 def test_best_is_the_highest_top1_of_the_averaged_weights(run):

@@ -26,6 +26,7 @@ from xception_jax.evaluation import Evaluation
 from xception_jax.recipe import Recipe
 from xception_jax.run import hosts, memory, workdir
 from xception_jax.run.checkpoint import Checkpoints, DamagedCheckpoints
+from xception_jax.run.compiler import compile_lowered
 from xception_jax.run.interrupt import StopRequest
 from xception_jax.run.writers import Console, Writers
 from xception_jax.settings import within
@@ -349,7 +350,7 @@ class _Run:
             lower_train_step(self.task, self.training.optimizer, train_state),
             evaluation.lower_eval_step(self.task, state.weight_sets(train_state)),
         )
-        compiled = self.stop.run(lambda: [step.compile() for step in lowered])
+        compiled = self.stop.run(lambda: [compile_lowered(step) for step in lowered])
         if compiled is None:
             return None
         self.console.line(f"compiled in {time.monotonic() - start:.1f} s")

@@ -19,6 +19,7 @@ from xception_jax.errors import UserError
 from xception_jax.recipe import Recipe
 from xception_jax.run import workdir
 from xception_jax.run.checkpoint import Checkpoints, DamagedCheckpoints
+from xception_jax.run.compiler import compile_lowered
 
 PyTree = Any
 
@@ -73,20 +74,26 @@ class Trained:
             parts.append(np.asarray(self._probabilities(padded))[:count])
         return np.concatenate(parts)
 
-    @functools.cached_property
-    def _probabilities(self):
+    def _probabilities(self, batch: dict[str, np.ndarray]) -> jax.Array:
+        """Probabilities of a batch, by a program that is compiled once for each size."""
         graphdef, params, model_state = state.split(self.model)
         offset = self.inputs.label_offset
         objective = metrics.Objective(
             num_classes=len(self.class_names) + offset, multilabel=self.multilabel, label_offset=offset
         )
 
-        @jax.jit
         def probabilities(params, model_state, batch):
             inputs, _ = self.inputs.prepare(batch, None, train=False)
             return objective.probabilities(nnx.merge(graphdef, params, model_state)(inputs))
 
-        return functools.partial(probabilities, params, model_state)
+        size = len(next(iter(batch.values())))
+        if size not in self._programs:
+            self._programs[size] = compile_lowered(jax.jit(probabilities).lower(params, model_state, batch))
+        return self._programs[size](params, model_state, batch)
+
+    @functools.cached_property
+    def _programs(self) -> dict[int, jax.stages.Compiled]:
+        return {}
 
 
 def load(directory: str | os.PathLike, *, checkpoint: str | int = "best", weights: str = "averaged") -> Trained:

@@ -9,6 +9,7 @@ import jax
 
 from xception_jax import evaluation, loop, recipe, report, state, task, trained
 from xception_jax.run import memory
+from xception_jax.run.compiler import compile_lowered
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +36,7 @@ def run(arguments: argparse.Namespace) -> None:
     )
     evaluation.check_classes(built, record)
     built = dataclasses.replace(built, inputs=trained.inputs_of(built.recipe, record))
-    eval_step = evaluation.lower_eval_step(built, weights).compile()
+    eval_step = compile_lowered(evaluation.lower_eval_step(built, weights))
     measured = evaluation.evaluate(built, eval_step, weights)
     if jax.process_index() == 0:
         text = report.describe(measured, len(built.dataset.validation))

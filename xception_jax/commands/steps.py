@@ -16,6 +16,7 @@ from jax.extend import core
 from xception_jax import metrics, models, optim, state, step
 from xception_jax.data.images import inputs
 from xception_jax.errors import SettingError, UserError
+from xception_jax.run.compiler import compile_lowered
 
 MODES = ("train", "inference")
 WARM_UP = 2  # calls before the first that a caller sees
@@ -156,7 +157,7 @@ class Step:
             self._carried, self._fixed = state.weight_sets(train_state), (synthetic_batch(workload),)
         jitted = jax.jit(function, donate_argnums=0 if self._training else ())
         start = time.perf_counter()
-        self.compiled = jitted.lower(self._carried, *self._fixed).compile()
+        self.compiled = compile_lowered(jitted.lower(self._carried, *self._fixed))
         self.compile_seconds = time.perf_counter() - start
         for _ in range(WARM_UP):
             self()
