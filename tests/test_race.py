@@ -103,6 +103,7 @@ class TestSteps:
             assert worker() == 1
             worker()
 
+    @pytest.mark.slow
     def test_our_worker_races_itself(self, benchmark):
         """The one race with real steps: this checkout against this checkout."""
         arguments = [

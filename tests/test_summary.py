@@ -84,6 +84,6 @@ def test_an_unknown_model_is_one_line(capsys):
 
 
 def test_ctrl_c_is_one_line(monkeypatch):
-    monkeypatch.setattr(__main__.summary, "run", lambda _: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(__main__.summary, "run", lambda _: signal.default_int_handler(signal.SIGINT, None))
     with pytest.raises(SystemExit, match=r"\Ainterrupted\Z"):
         summary()

@@ -155,7 +155,7 @@ def adjust_hue(images: jax.Array, shift: jax.Array) -> jax.Array:
     >>> adjust_hue(jnp.array([[[[1.0, 0.0, 0.0]]]]), jnp.array([0.5])).tolist()
     [[[[0.0, 1.0, 1.0]]]]
     """
-    # Not by moving the axis: XLA for CPU (jax 0.10.2) overwrote such a view while it was still to be read.
+    # Split, not moved to the front: an earlier version that moved the axis gave wrong values on CPU (jax 0.10.2).
     red, green, blue = jnp.split(images, 3, axis=-1)  # each [N, H, W, 1]
     least = jnp.minimum(jnp.minimum(red, green), blue)
     chroma = jnp.maximum(jnp.maximum(red, green), blue) - least
