@@ -76,7 +76,20 @@ class Trained:
 
     def _probabilities(self, batch: dict[str, np.ndarray]) -> jax.Array:
         """Probabilities of a batch, by a program that is compiled once for each size."""
-        graphdef, params, model_state = state.split(self.model)
+        function, weights = self._function
+        size = len(next(iter(batch.values())))
+        if size not in self._programs:
+            self._programs[size] = compile_lowered(function.lower(*weights, batch))
+        return self._programs[size](*weights, batch)
+
+    @functools.cached_property
+    def _programs(self) -> dict[int, jax.stages.Compiled]:
+        return {}
+
+    @functools.cached_property
+    def _function(self) -> tuple[jax.stages.Wrapped, tuple[PyTree, PyTree]]:
+        """(function of parameters, model state and batch; the first two of them)."""
+        graphdef, *weights = state.split(self.model)
         offset = self.inputs.label_offset
         objective = metrics.Objective(
             num_classes=len(self.class_names) + offset, multilabel=self.multilabel, label_offset=offset
@@ -86,14 +99,7 @@ class Trained:
             inputs, _ = self.inputs.prepare(batch, None, train=False)
             return objective.probabilities(nnx.merge(graphdef, params, model_state)(inputs))
 
-        size = len(next(iter(batch.values())))
-        if size not in self._programs:
-            self._programs[size] = compile_lowered(jax.jit(probabilities).lower(params, model_state, batch))
-        return self._programs[size](params, model_state, batch)
-
-    @functools.cached_property
-    def _programs(self) -> dict[int, jax.stages.Compiled]:
-        return {}
+        return jax.jit(probabilities), tuple(weights)
 
 
 def load(directory: str | os.PathLike, *, checkpoint: str | int = "best", weights: str = "averaged") -> Trained:
