@@ -1,11 +1,10 @@
 """Races this package against other libraries, or against another checkout of itself; see tools/README.md."""
 
 import argparse
-import sys
 
 from racing import commits, images, peers
 
-from xception_jax.errors import TrainingError, UserError
+from xception_jax.__main__ import call
 
 RACES = {"step": peers, "data": images, "commits": commits}
 
@@ -17,13 +16,7 @@ def main() -> None:
     for name, module in RACES.items():
         module.add_arguments(subparsers.add_parser(name, help=module.__doc__, description=module.__doc__))
     arguments = parser.parse_args()
-    try:
-        RACES[arguments.race].run(arguments)
-    except (UserError, TrainingError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, UserError) else 1)
-    except KeyboardInterrupt:
-        sys.exit("interrupted")
+    call(RACES[arguments.race].run, arguments)
 
 
 if __name__ == "__main__":

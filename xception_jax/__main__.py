@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Callable
 
 from absl import logging
 
@@ -20,7 +21,7 @@ COMMANDS = {
 
 
 def main() -> None:
-    """Runs the command; a mistake is one line and exit code 2, a failed run or Ctrl-C one line and 1."""
+    """Parses the arguments and runs the command that they name."""
     parser = argparse.ArgumentParser(prog="python -m xception_jax", description=__doc__, allow_abbrev=False)
     subparsers = parser.add_subparsers(dest="command", required=True)
     for name, module in COMMANDS.items():
@@ -30,8 +31,13 @@ def main() -> None:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     arguments.settings_of_recipe = rest
     logging.set_verbosity(logging.FATAL)
+    call(COMMANDS[arguments.command].run, arguments)
+
+
+def call(run: Callable[[argparse.Namespace], None], arguments: argparse.Namespace) -> None:
+    """Runs a command; a mistake is one line and exit code 2, a failed run or Ctrl-C one line and 1."""
     try:
-        COMMANDS[arguments.command].run(arguments)
+        run(arguments)
     except (UserError, TrainingError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, UserError) else 1)
