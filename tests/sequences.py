@@ -14,8 +14,9 @@ import numpy as np
 from flax import nnx
 
 from xception_jax import loop, recipe
-from xception_jax.data import inputs
 from xception_jax.data.dataset import Dataset
+from xception_jax.data.inputs import Inputs
+from xception_jax.data.modalities import INPUTS
 from xception_jax.data.pipeline import Reading
 from xception_jax.models import MODELS
 from xception_jax.settings import Section, setting
@@ -57,12 +58,10 @@ class SequenceData(Reading):
 
 
 @dataclasses.dataclass(frozen=True)
-class SequenceInputs:
+class SequenceInputs(Inputs):
     """The `Inputs` of sequences."""
 
     SETTINGS = {"data": SequenceData}  # noqa: RUF012
-    label_offset = 0
-    block = 1
 
     max_length: int
     shift: int = 0
@@ -77,7 +76,7 @@ class SequenceInputs:
         return {"max_length": defaults["max_length"]}
 
     @classmethod
-    def from_sections(cls, sections, model_settings, defaults):
+    def from_sections(cls, sections, dataset, defaults):
         return cls(sections["data"].max_length, sections["data"].shift)
 
     @classmethod
@@ -105,7 +104,7 @@ class SequenceInputs:
             "known": np.pad(np.ones(len(tokens), np.float32), padding),
         }
 
-    def spec(self, batch_size):
+    def spec(self, batch_size, length):
         shape = (batch_size, self.max_length)
         return {
             "tokens": jax.ShapeDtypeStruct(shape, np.int32),
@@ -151,12 +150,12 @@ class MeanEmbedding(nnx.Module):
 @contextlib.contextmanager
 def registered():
     """A context in which the package knows the modality and its model."""
-    inputs.INPUTS["sequences"] = SequenceInputs
+    INPUTS["sequences"] = SequenceInputs
     MODELS["mean_embedding"] = (MeanEmbedding, {})
     try:
         yield
     finally:
-        del inputs.INPUTS["sequences"], MODELS["mean_embedding"]
+        del INPUTS["sequences"], MODELS["mean_embedding"]
 
 
 def config(**changes):

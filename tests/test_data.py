@@ -62,6 +62,11 @@ class TestRandomBox:
         assert random_box(height, width, rng, **limits) == pytest.approx(box)
 
 
+def of_channels(channels):
+    """A dataset of images with so many channels, and no examples."""
+    return data.Dataset((), (), ("a", "b"), model_settings={"in_channels": channels})
+
+
 def augmented(count, image, **settings):
     """What `count` random numbers in turn make of one image."""
     transform = TrainTransform(**{"image_size": len(image), "resize": "bilinear"} | settings)
@@ -528,7 +533,7 @@ class TestImages:
             background="white",
         )
         sections = {"data": settings, "augment": Augmentation(flip=False)}
-        inputs = Images.from_sections(sections, {"in_channels": 3}, RECORD)
+        inputs = Images.from_sections(sections, of_channels(3), RECORD)
         assert inputs.augmentation == Augmentation(flip=False)
         assert inputs.train_transform == TrainTransform(
             image_size=6,
@@ -571,4 +576,4 @@ class TestImages:
     def test_sections_that_do_not_fit_together_are_refused(self, changes, augment, channels, message):
         sections = {"data": ImageData(**changes), "augment": Augmentation(**augment)}
         with pytest.raises(SettingError, match=message):
-            Images.from_sections(sections, {"in_channels": channels}, RECORD | {"mean": 0.5, "std": 0.5})
+            Images.from_sections(sections, of_channels(channels), RECORD | {"mean": 0.5, "std": 0.5})

@@ -163,8 +163,9 @@ def test_devices_exchange_features_and_candidates_but_no_logits(model, multilabe
     built = task.build(recipe_lib.parse(recipe(model, **changes)))
     optimizer = loop.make_training(built).optimizer
     abstract = loop.abstract_state(built, optimizer)
-    train = loop.lower_train_step(built, optimizer, abstract).compile().as_text()
-    evaluate = evaluation.lower_eval_step(built, state.weight_sets(abstract)).compile().as_text()
+    train = loop.make_train_step(built, optimizer, abstract)(built.batch_spec(train=True)).as_text()
+    evaluate = evaluation.make_eval_step(built, state.weight_sets(abstract))
+    evaluate = evaluate(built.batch_spec(train=False)).as_text()
     part, rows = classes // model, images * model // 8  # of the classes on a device; images of a group of devices
 
     def moved(program, *, gradients):

@@ -11,14 +11,16 @@ from xception_jax import metrics, state
 from xception_jax import step as step_lib
 from xception_jax.errors import TrainingError, UserError
 from xception_jax.run import hosts
+from xception_jax.run.compiler import Programs
+from xception_jax.settings import within
 from xception_jax.task import Task
 
 PyTree = Any
 Evaluation = dict[str, dict[str, float]]  # {"raw": {"loss": ..., "top1": ..., "top5": ...}, "averaged": ...}
 
 
-def lower_eval_step(task: Task, weight_sets: dict[str, PyTree]) -> jax.stages.Lowered:
-    """The evaluation step, ready to be compiled.
+def make_eval_step(task: Task, weight_sets: dict[str, PyTree]) -> Programs:
+    """The evaluation step; its longest program, `task.batch_spec`, is not compiled yet.
 
     Args:
       weight_sets: as in `state.weight_sets`; arrays, or shapes with shardings.
@@ -30,12 +32,12 @@ def lower_eval_step(task: Task, weight_sets: dict[str, PyTree]) -> jax.stages.Lo
         logits_sharding=task.layout.logits,
     )
     eval_step = jax.jit(eval_step, out_shardings=task.layout.replicated)
-    return eval_step.lower(weight_sets, task.batch_spec(task.eval_batch_size, train=False))
+    return Programs(lambda batch: eval_step.lower(weight_sets, batch))
 
 
 def evaluate(
     task: Task,
-    eval_step: Callable,
+    eval_step: Programs,
     weight_sets: dict[str, PyTree],
     *,
     stop: Callable[[], bool] | None = None,
@@ -43,7 +45,7 @@ def evaluate(
     """Evaluates every set of weights on all validation examples, on all hosts.
 
     Args:
-      eval_step: compiled, from `lower_eval_step`.
+      eval_step: from `make_eval_step`.
       stop: asked before each batch whether to give up.
 
     Returns:
@@ -58,8 +60,9 @@ def evaluate(
             if stop is not None and stop():
                 return None
             placed = task.layout.place(batch)
+            program = eval_step(placed)
             with jax.transfer_guard("disallow"):
-                pending.append(eval_step(weight_sets, placed))
+                pending.append(program(weight_sets, placed))
             if len(pending) > 1:
                 jax.block_until_ready(pending[-2])  # at most two batches are in flight
     totals = {name: metrics.total([sums[name] for sums in jax.device_get(pending)]) for name in weight_sets}
@@ -77,8 +80,8 @@ def next_batch(batches: Iterator[dict[str, np.ndarray]]) -> dict[str, np.ndarray
         raise TrainingError(str(error)) from error
 
 
-def check_classes(task: Task, record: dict) -> None:
-    """Raises UserError if the classes of the data are not those of a checkpoint, in the same order."""
+def check_record(task: Task, record: dict) -> None:
+    """Raises UserError if a checkpoint has other classes than the data, in the same order, or other inputs."""
     now, then = list(task.dataset.class_names), record["class_names"]
     if now != then:
         differ = next(((a, b) for a, b in zip(now, then, strict=False) if a != b), (len(now), len(then)))
@@ -86,3 +89,5 @@ def check_classes(task: Task, record: dict) -> None:
             f"config.data: the classes are not those of the run, which has {differ[1]!r} for {differ[0]!r}; name"
             " the data that the run was trained on"
         )
+    with within("config"):
+        task.inputs.check_record(record.get("inputs", {}))

@@ -8,7 +8,7 @@ import os
 import pathlib
 import shlex
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -26,7 +26,7 @@ from xception_jax.evaluation import Evaluation
 from xception_jax.recipe import Recipe
 from xception_jax.run import hosts, memory, workdir
 from xception_jax.run.checkpoint import Checkpoints, DamagedCheckpoints
-from xception_jax.run.compiler import compile_lowered
+from xception_jax.run.compiler import Programs
 from xception_jax.run.interrupt import StopRequest
 from xception_jax.run.writers import Console, Writers
 from xception_jax.settings import within
@@ -200,7 +200,7 @@ def open_workdir(directory: pathlib.Path, checked: Recipe) -> Iterator[None]:
 class _Run:
     """One call of `train`; `eval_step` and `writers` are there when `_train` begins."""
 
-    eval_step: Callable
+    eval_step: Programs
     writers: Writers
 
     def __init__(
@@ -236,7 +236,7 @@ class _Run:
             self.writers.close()
 
     def _train(
-        self, train_step: Callable, train_state: state.TrainState, start_step: int, measured: Evaluation | None
+        self, train_step: Programs, train_state: state.TrainState, start_step: int, measured: Evaluation | None
     ) -> Result:
         """The loop proper; the metrics are read back and checked before anything is evaluated or saved."""
         training, total = self.training, self.training.total_steps
@@ -256,8 +256,9 @@ class _Run:
                 with self._on_this_host():
                     progress.name_unreadable(batch["unreadable"])
                 placed = self.task.layout.place(batch)
+                program = train_step(placed)
                 with jax.transfer_guard("disallow"):
-                    train_state, sums = train_step(train_state, placed, key)
+                    train_state, sums = program(train_state, placed, key)
                 progress.add(step, sums)
                 measured = None
                 if training.due(step, self.recipe.log_every_steps):
@@ -317,9 +318,12 @@ class _Run:
     def _initialize(self, abstract: state.TrainState) -> tuple[state.TrainState, int, None] | None:
         """(fresh state, 0, None); None if a stop was requested meanwhile."""
         shardings = jax.tree.map(lambda x: x.sharding, abstract)
-        make = functools.partial(create_state, self.task, self.training.optimizer)
-        seed = self.recipe.seed
-        train_state = self.stop.run(jax.jit(lambda: make(jax.random.key(seed)), out_shardings=shardings))
+        create = functools.partial(create_state, self.task, self.training.optimizer)
+        make = jax.jit(lambda values: create(jax.random.key(self.recipe.seed), values), out_shardings=shardings)
+        values = hosts.agree(self.task.inputs.initial_values)
+        if self.first_host:
+            workdir.write_inputs(self.directory, self.task.inputs.files())
+        train_state = self.stop.run(lambda: make(values))
         return None if train_state is None else (train_state, 0, None)
 
     def _restore(self, abstract: state.TrainState) -> tuple[state.TrainState, int, Evaluation | None] | None:
@@ -335,7 +339,7 @@ class _Run:
         if restored is None:
             return None
         step, trees, record = restored
-        evaluation.check_classes(self.task, record)
+        evaluation.check_record(self.task, record)
         if record["data"] != self.task.dataset.fingerprint():
             self.console.line(
                 "warning: examples or labels have changed since the checkpoint: order and epochs are the new ones"
@@ -343,18 +347,19 @@ class _Run:
         counter = self._on_all_devices(lambda: jnp.int32(step))
         return dataclasses.replace(abstract, step=counter, **trees), step, record["evaluation"]
 
-    def _compile(self, train_state: state.TrainState) -> tuple[Callable, Callable] | None:
-        """The compiled (train_step, eval_step); None if a stop was requested meanwhile."""
+    def _compile(self, train_state: state.TrainState) -> tuple[Programs, Programs] | None:
+        """(train_step, eval_step), compiled for the longest batch; None if a stop was requested meanwhile."""
         start = time.monotonic()
-        lowered = (
-            lower_train_step(self.task, self.training.optimizer, train_state),
-            evaluation.lower_eval_step(self.task, state.weight_sets(train_state)),
-        )
-        compiled = self.stop.run(lambda: [compile_lowered(step) for step in lowered])
-        if compiled is None:
+        train_step = make_train_step(self.task, self.training.optimizer, train_state)
+        eval_step = evaluation.make_eval_step(self.task, state.weight_sets(train_state))
+
+        def compile_both():
+            return train_step(self.task.batch_spec(train=True)), eval_step(self.task.batch_spec(train=False))
+
+        if self.stop.run(compile_both) is None:
             return None
         self.console.line(f"compiled in {time.monotonic() - start:.1f} s")
-        return tuple(compiled)
+        return train_step, eval_step
 
     def _evaluate(self, train_state: state.TrainState, step: int) -> Evaluation | None:
         """Evaluates and reports; None if a stop was requested meanwhile."""
@@ -425,10 +430,15 @@ class _Run:
             self.console.line(f"continuing from step {start_step}")
 
 
-def create_state(task: Task, optimizer: optax.GradientTransformation, key: jax.Array) -> state.TrainState:
-    """The state before the first step."""
+def create_state(
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    key: jax.Array,
+    values: Mapping[str, jax.Array] | None = None,
+) -> state.TrainState:
+    """The state before the first step; the arguments are those of `Task.create_model`."""
     averaging = task.recipe.averaging.decay is not None
-    return state.create(task.create_model(key), optimizer, averaging=averaging)
+    return state.create(task.create_model(key, values), optimizer, averaging=averaging)
 
 
 def abstract_state(task: Task, optimizer: optax.GradientTransformation) -> state.TrainState:
@@ -443,10 +453,10 @@ def _trees(train_state: state.TrainState) -> dict[str, PyTree]:
     return {name: tree for name in names if (tree := getattr(train_state, name)) is not None}
 
 
-def lower_train_step(
+def make_train_step(
     task: Task, optimizer: optax.GradientTransformation, train_state: state.TrainState
-) -> jax.stages.Lowered:
-    """The training step, ready to be compiled; it takes over the memory of its state.
+) -> Programs:
+    """The training step, which takes over the memory of its state; nothing is compiled yet.
 
     Args:
       train_state: a state, or `abstract_state`.
@@ -457,6 +467,7 @@ def lower_train_step(
         optimizer,
         prepare=task.inputs.prepare,
         objective=task.objective,
+        counted=task.inputs.counted,
         accumulation_steps=recipe.accumulation_steps,
         accumulation_block=recipe.model.get("bn_group_size") or task.inputs.block,
         averaging=recipe.averaging,
@@ -465,4 +476,5 @@ def lower_train_step(
     unmoved = jax.tree.map(lambda x: x.sharding, train_state)
     train_step = jax.jit(train_step, donate_argnums=0, out_shardings=(unmoved, layout.replicated))
     key = jax.ShapeDtypeStruct((), jax.random.key(0).dtype, sharding=layout.replicated)
-    return train_step.lower(train_state, task.batch_spec(recipe.batch_size, train=True), key)
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), train_state)
+    return Programs(lambda batch: train_step.lower(abstract, batch, key))

@@ -19,6 +19,8 @@ TERMS = {  # by optimizer: the settings that its update rule has
     "sgd": ("momentum", "nesterov"),
     "rmsprop_tf": ("momentum", "nesterov", "decay", "epsilon"),
     "rmsprop_keras1": ("decay", "epsilon"),
+    "adam": ("momentum", "nesterov", "decay", "epsilon"),
+    "adamw": ("momentum", "nesterov", "decay", "epsilon"),
 }
 LR_EXPONENTS = {"none": 0.0, "linear": 1.0, "sqrt": 0.5}  # by rule
 
@@ -27,12 +29,14 @@ class Optimizer(Section):
     """Optimizer, weight decay and gradient clipping; see `make_optimizer`."""
 
     name: Literal[tuple(TERMS)] = setting("sgd", "update rule")
-    momentum: float | None = setting(None, "decay of the velocity; None = this optimizer's default", ge=0, lt=1)
+    momentum: float | None = setting(
+        None, "decay of the velocity, Adam's beta 1; None = this optimizer's default", ge=0, lt=1
+    )
     nesterov: bool = setting(False, "Nesterov's momentum")
     decay: float | None = setting(
-        None, "decay of RMSprop's mean of squares; None = this optimizer's default", ge=0, lt=1
+        None, "decay of the mean of squared gradients; None = this optimizer's default", ge=0, lt=1
     )
-    epsilon: float | None = setting(None, "RMSprop's epsilon; None = this optimizer's default", gt=0)
+    epsilon: float | None = setting(None, "added to the root, or inside it; None = this optimizer's default", gt=0)
     weight_decay: float = setting(1e-5, "strength of the weight decay", ge=0)
     weight_decay_mode: Literal["coupled", "decoupled"] = setting(
         "coupled", "coupled = L2 regularization of the loss; decoupled = subtracted from the weights directly"
@@ -243,6 +247,9 @@ def make_optimizer(
         v = momentum v + lr g / sqrt(s + epsilon);  p -= v. Defaults: momentum = decay = 0.9, epsilon = 1.
       "rmsprop_keras1" (Keras in 2016): s = decay s + (1 - decay) g^2, from s = 0;
         p -= lr g / (sqrt(s) + epsilon). Defaults: decay = 0.9, epsilon = 1e-8. It has no momentum.
+      "adam" (Kingma and Ba 2015): v = momentum v + (1 - momentum) g;  s = decay s + (1 - decay) g^2, both from 0;
+        p -= lr (v / (1 - momentum^t)) / (sqrt(s / (1 - decay^t)) + epsilon) in update t = 1, 2, ...
+        Defaults: momentum = 0.9, decay = 0.999, epsilon = 1e-8. "adamw" is the same with decoupled weight decay.
 
     "coupled" weight decay wd is L2 regularization, as in the paper: the loss has the term wd/2 |p|^2 (the
     convention of TensorFlow and torch; Keras's l2(c) is wd = 2c), so wd p is added to g before everything else,
@@ -264,6 +271,9 @@ def make_optimizer(
         unset = Optimizer.model_fields[term].default
         if (value := getattr(s, term)) != unset and term not in TERMS[name]:
             raise SettingError(term, value, f"optimizer {name!r} has no {term}; set it to {unset}")
+    if name == "adamw" and s.weight_decay and s.weight_decay_mode == "coupled":
+        remedy = "optimizer 'adamw' decays weights directly; set it to 'decoupled', or name 'adam'"
+        raise SettingError("weight_decay_mode", "coupled", remedy)
     try:
         re.compile(s.weight_decay_paths)
     except re.error as error:
@@ -294,6 +304,9 @@ def _rule(s: Optimizer, learning_rate: optax.ScalarOrSchedule) -> optax.Gradient
 
     if s.name == "sgd":
         return optax.sgd(learning_rate, momentum=given(s.momentum, 0.9), nesterov=s.nesterov)
+    if s.name in ("adam", "adamw"):
+        decays = {"b1": given(s.momentum, 0.9), "b2": given(s.decay, 0.999)}
+        return optax.adam(learning_rate, **decays, eps=given(s.epsilon, 1e-8), nesterov=s.nesterov)
     tensorflow = s.name == "rmsprop_tf"
     return optax.rmsprop(
         learning_rate,

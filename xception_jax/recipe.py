@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from xception_jax import models, optim, sharding
-from xception_jax.data.inputs import INPUTS
+from xception_jax.data.modalities import INPUTS
 from xception_jax.errors import SettingError, UserError
 from xception_jax.run import workdir
 from xception_jax.settings import Row, Section, is_free, setting, table, to_config_dict, within, zero_is_none

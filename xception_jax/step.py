@@ -1,7 +1,8 @@
 """The training step and the evaluation step: pure functions of (state, batch)."""
 
 import dataclasses
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -27,6 +28,7 @@ def make_train_step(
     *,
     prepare: Prepare,
     objective: metrics.Objective,
+    counted: Mapping[str, str] = types.MappingProxyType({}),
     accumulation_steps: int = 1,
     accumulation_block: int = 1,
     averaging: optim.Averaging | None = None,
@@ -36,11 +38,12 @@ def make_train_step(
 
     Besides what `prepare` reads, the batch has "label" in the objective's format, "seed" uint32[B] of each
     example's augmentation, and "unreadable" int32[B], the index of the replaced example, else -1. `key` is the
-    run's and the same for every step. The sums are those of the objective, the number of replaced examples, and
-    the gradient and parameter norms, multiplied by count so that dividing by count restores them.
+    run's and the same for every step. The sums are those of the objective and of `counted`, the number of replaced
+    examples, and the gradient and parameter norms, multiplied by count so that dividing by count restores them.
 
     Args:
       graphdef: structure of the model, from `state.split`.
+      counted: see `data.inputs.Inputs`.
       accumulation_steps: K > 1 computes the gradient as the mean over K parts of the batch, one after the other,
         so that only the activations of B / K examples are in memory at a time. Batch statistics are then computed
         on each part.
@@ -52,7 +55,7 @@ def make_train_step(
         Features, their gradients and sums over classes then move between devices, but logits do not. None, or a
         sharding of the examples alone, leaves the choice to XLA.
     """
-    gradient = _make_gradient(graphdef, prepare, objective, logits_sharding)
+    gradient = _make_gradient(graphdef, prepare, objective, counted, logits_sharding)
     if accumulation_steps > 1:
         gradient = _accumulated(gradient, accumulation_steps, accumulation_block)
 
@@ -75,7 +78,11 @@ def make_train_step(
 
 
 def _make_gradient(
-    graphdef: nnx.GraphDef, prepare: Prepare, objective: metrics.Objective, logits_sharding: NamedSharding | None
+    graphdef: nnx.GraphDef,
+    prepare: Prepare,
+    objective: metrics.Objective,
+    counted: Mapping[str, str],
+    logits_sharding: NamedSharding | None,
 ) -> Callable[[TrainState, Batch, jax.Array], tuple[dict[str, PyTree], metrics.Sums]]:
     """Builds gradient(state, batch, key) -> ({"grads", "model_state"}, sums); `key` is for the dropout."""
 
@@ -85,6 +92,7 @@ def _make_gradient(
         loss = objective.loss(logits, targets)  # [N]
         sums = objective.sums(loss, logits, batch["label"])
         sums["unreadable"] = jnp.sum((batch["unreadable"] >= 0).astype(jnp.float32))
+        sums |= {name: jnp.sum(batch[array].astype(jnp.float32)) for name, array in counted.items()}
         return jnp.mean(loss), (state.model_state(model), sums)
 
     def gradient(train_state, batch, key):

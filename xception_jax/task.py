@@ -5,13 +5,15 @@ import json
 from collections.abc import Iterator, Mapping
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from xception_jax import metrics, models, sharding
 from xception_jax.data import pipeline
 from xception_jax.data.dataset import Dataset, Source
-from xception_jax.data.inputs import INPUTS, Inputs
+from xception_jax.data.inputs import Inputs
+from xception_jax.data.modalities import INPUTS
 from xception_jax.errors import SettingError, UserError
 from xception_jax.recipe import FROM_DATA, Recipe
 from xception_jax.run import hosts
@@ -32,9 +34,13 @@ class Task:
     objective: metrics.Objective
     layout: sharding.Layout
 
-    def create_model(self, key: jax.Array) -> nnx.Module:
-        """The recipe's model with parameters drawn from `key`."""
-        return models.create_model(self.recipe.model_name, rngs=nnx.Rngs(key), **self.recipe.model_settings)
+    def create_model(self, key: jax.Array, values: Mapping[str, jax.Array] | None = None) -> nnx.Module:
+        """The recipe's model, drawn from `key` but for `values`; see `Inputs.initial_values`."""
+        model = models.create_model(self.recipe.model_name, rngs=nnx.Rngs(key), **self.recipe.model_settings)
+        for name, given in (values or {}).items():
+            variable = getattr(model, name)
+            variable.set_value(jnp.where(jnp.isnan(given), variable[...], given))
+        return model
 
     def abstract_model(self) -> nnx.Module:
         """The model without arrays."""
@@ -45,9 +51,11 @@ class Task:
         """The recipe's, rounded up to a multiple of the number of devices."""
         return self.layout.round_up(self.recipe.eval_batch_size)
 
-    def batch_spec(self, batch_size: int, *, train: bool) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes, types and shardings of the arrays of a global batch."""
-        shapes = dict(self.inputs.spec(batch_size))
+    def batch_spec(self, *, train: bool) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes, types and shardings of the arrays of the longest global batch."""
+        batch_size = self.recipe.batch_size if train else self.eval_batch_size
+        lengths = self.inputs.lengths(self.dataset.train if train else self.dataset.validation)
+        shapes = dict(self.inputs.spec(batch_size, 0 if lengths is None else int(max(lengths))))
         classes = (len(self.dataset.class_names),) if self.dataset.multilabel else ()
         shapes["label"] = jax.ShapeDtypeStruct((batch_size, *classes), np.uint8 if classes else np.int32)
         others = {"seed": np.uint32, "unreadable": np.int32} if train else {"mask": np.float32}
@@ -67,6 +75,7 @@ class Task:
         return pipeline.train_batches(
             self.reader(self.dataset.train, substitute=True),
             self.inputs.train_transform,
+            padding=self._padding(self.dataset.train),
             batch_size=self.recipe.batch_size,
             seed=self.recipe.seed,
             start_step=start_step,
@@ -78,9 +87,14 @@ class Task:
         return pipeline.evaluation_batches(
             self.reader(self.dataset.validation),
             self.inputs.eval_transform,
+            padding=self._padding(self.dataset.validation),
             batch_size=self.eval_batch_size,
             **self._reading,
         )
+
+    def _padding(self, source: Source) -> pipeline.Padding | None:
+        lengths = self.inputs.lengths(source)
+        return None if lengths is None else pipeline.Padding(lengths, self.inputs.pad)
 
     @property
     def _reading(self) -> dict[str, int]:
@@ -108,7 +122,7 @@ def _build(recipe: Recipe, dataset: Dataset) -> Task:
     cls = models.model_class(recipe.model_name)
     with within("config"):
         recipe = _with_data(recipe, dataset.model_settings)
-        inputs = INPUTS[cls.INPUTS].from_sections(recipe.sections(), recipe.model_settings, cls.PREPROCESSING)
+        inputs = INPUTS[cls.INPUTS].from_sections(recipe.sections(), dataset, cls.PREPROCESSING)
         recipe = _with_data(recipe, {"num_classes": len(dataset.class_names) + inputs.label_offset})
         objective = _objective(recipe, dataset, inputs)
         layout = sharding.make_layout(recipe.mesh.model, num_classes=objective.num_classes)
@@ -187,6 +201,6 @@ def _check_model(task: Task) -> None:
         return model(task.inputs.prepare(batch, None, train=False)[0])
 
     try:
-        nnx.eval_shape(logits, task.abstract_model(), task.batch_spec(1, train=False))
+        nnx.eval_shape(logits, task.abstract_model(), task.batch_spec(train=False))
     except models.ImageSizeError as error:
         raise SettingError("data.image_size", task.recipe.data.image_size, error.remedy) from None

@@ -14,12 +14,13 @@ from flax import nnx
 from jax.sharding import Sharding, SingleDeviceSharding
 
 from xception_jax import metrics, models, recipe, state
-from xception_jax.data.inputs import INPUTS, Inputs
+from xception_jax.data.inputs import Inputs
+from xception_jax.data.modalities import INPUTS
 from xception_jax.errors import UserError
 from xception_jax.recipe import Recipe
 from xception_jax.run import workdir
 from xception_jax.run.checkpoint import Checkpoints, DamagedCheckpoints
-from xception_jax.run.compiler import compile_lowered
+from xception_jax.run.compiler import Programs
 
 PyTree = Any
 
@@ -71,24 +72,13 @@ class Trained:
                 name: np.pad(array, ((0, size - count), *((0, 0),) * (array.ndim - 1)))
                 for name, array in arrays.items()
             }
-            parts.append(np.asarray(self._probabilities(padded))[:count])
+            programs, weights = self._programs
+            parts.append(np.asarray(programs(padded)(*weights, padded))[:count])
         return np.concatenate(parts)
 
-    def _probabilities(self, batch: dict[str, np.ndarray]) -> jax.Array:
-        """Probabilities of a batch, by a program that is compiled once for each size."""
-        function, weights = self._function
-        size = len(next(iter(batch.values())))
-        if size not in self._programs:
-            self._programs[size] = compile_lowered(function.lower(*weights, batch))
-        return self._programs[size](*weights, batch)
-
     @functools.cached_property
-    def _programs(self) -> dict[int, jax.stages.Compiled]:
-        return {}
-
-    @functools.cached_property
-    def _function(self) -> tuple[jax.stages.Wrapped, tuple[PyTree, PyTree]]:
-        """(function of parameters, model state and batch; the first two of them)."""
+    def _programs(self) -> tuple[Programs, tuple[PyTree, PyTree]]:
+        """(programs of parameters, model state and batch -> probabilities; the first two of them)."""
         graphdef, *weights = state.split(self.model)
         offset = self.inputs.label_offset
         objective = metrics.Objective(
@@ -99,7 +89,8 @@ class Trained:
             inputs, _ = self.inputs.prepare(batch, None, train=False)
             return objective.probabilities(nnx.merge(graphdef, params, model_state)(inputs))
 
-        return jax.jit(probabilities), tuple(weights)
+        function = jax.jit(probabilities)
+        return Programs(lambda batch: function.lower(*weights, batch)), tuple(weights)
 
 
 def load(directory: str | os.PathLike, *, checkpoint: str | int = "best", weights: str = "averaged") -> Trained:

@@ -9,7 +9,6 @@ import jax
 
 from xception_jax import evaluation, loop, recipe, report, state, task, trained
 from xception_jax.run import memory
-from xception_jax.run.compiler import compile_lowered
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,10 +33,9 @@ def run(arguments: argparse.Namespace) -> None:
     step, weights, record = trained.restore_weights(
         arguments.workdir, arguments.checkpoint, params, model_state, sets, sharding
     )
-    evaluation.check_classes(built, record)
+    evaluation.check_record(built, record)
     built = dataclasses.replace(built, inputs=trained.inputs_of(built.recipe, record))
-    eval_step = compile_lowered(evaluation.lower_eval_step(built, weights))
-    measured = evaluation.evaluate(built, eval_step, weights)
+    measured = evaluation.evaluate(built, evaluation.make_eval_step(built, weights), weights)
     if jax.process_index() == 0:
         text = report.describe(measured, len(built.dataset.validation))
         print(f"step {step} of {arguments.workdir}: {text}")

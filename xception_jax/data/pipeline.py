@@ -97,10 +97,44 @@ class Reader:
         return arrays | {"label": label}
 
 
+@dataclasses.dataclass(frozen=True)
+class Padding:
+    """How examples of unequal length become a batch, which is as long as its longest example.
+
+    All hosts give their shares of a batch the same length, since each of them knows all lengths and the order.
+
+    Attributes:
+      lengths: of the examples of a source, int[N].
+      pad: (example, length) -> the example with arrays of this length.
+    """
+
+    lengths: np.ndarray
+    pad: Callable[[Example, int], Example]
+
+    def apply(self, examples: grain.MapDataset, lengths: grain.MapDataset, batch_size: int) -> grain.MapDataset:
+        """Pads examples whose lengths come in the same order."""
+        longest = _Longest(lengths.batch(batch_size))
+        return examples.map_with_index(lambda place, x: self.pad(x, longest.of_batch(place // batch_size)))
+
+
+class _Longest:
+    """Greatest of the numbers in a batch; remembers its last answer, since all examples of a batch ask for it."""
+
+    def __init__(self, batches: grain.MapDataset):
+        self._batches, self._last = batches, (-1, 0)
+
+    def of_batch(self, number: int) -> int:
+        last = self._last  # read once, since other threads write it
+        if last[0] != number:
+            self._last = last = (number, int(np.max(self._batches[number])))
+        return last[1]
+
+
 def train_batches(
     reader: Reader,
     transform: Callable[[Example, np.random.Generator], Example],
     *,
+    padding: Padding | None = None,
     batch_size: int,
     seed: int,
     start_step: int = 0,
@@ -114,6 +148,7 @@ def train_batches(
     Args:
       reader: of the examples; with `substitute`, so that a bad file does not end the run.
       transform: augmentation on the host, seeded by (seed, epoch, index).
+      padding: of examples that differ in length.
       batch_size: of all processes together; a multiple of `process_count`.
       seed: of order and augmentation.
       start_step: number of steps already done.
@@ -128,7 +163,12 @@ def train_batches(
     def seeded(example: Example, rng: np.random.Generator) -> Example:  # the seed is of augmentation on the device
         return transform(example, rng) | {"seed": rng.integers(2**32, dtype=np.uint32)}
 
-    examples = grain.MapDataset.source(reader).seed(seed).shuffle().repeat(_EPOCHS).random_map(seeded)
+    def ordered(source):
+        return grain.MapDataset.source(source).seed(seed).shuffle().repeat(_EPOCHS)
+
+    examples = ordered(reader).random_map(seeded)
+    if padding is not None:
+        examples = padding.apply(examples, ordered(padding.lengths), batch_size)
     batches = _share(examples, batch_size, process_index, process_count)
     return _iterate(batches[start_step:], num_threads, num_workers)
 
@@ -137,6 +177,7 @@ def evaluation_batches(
     reader: Reader,
     transform: Callable[[Example], Example],
     *,
+    padding: Padding | None = None,
     batch_size: int,
     num_threads: int = 2,
     num_workers: int = 0,
@@ -152,12 +193,16 @@ def evaluation_batches(
       which is 0 on padding, where B = batch_size / process_count.
     """
 
-    def read(index: int) -> Example:  # beyond the last example, a copy of the first
-        real = index < len(reader)
-        return reader[index if real else 0] | {"mask": np.float32(real)}
+    def clipped(index: int) -> int:  # beyond the last example, a copy of the first
+        return index if index < len(reader) else 0
 
-    length = -(-len(reader) // batch_size) * batch_size
-    examples = grain.MapDataset.range(length).map(read).map(transform)
+    def read(index: int) -> Example:
+        return reader[clipped(index)] | {"mask": np.float32(index < len(reader))}
+
+    places = grain.MapDataset.range(-(-len(reader) // batch_size) * batch_size)
+    examples = places.map(read).map(transform)
+    if padding is not None:
+        examples = padding.apply(examples, places.map(lambda index: padding.lengths[clipped(index)]), batch_size)
     batches = _share(examples, batch_size, process_index, process_count)
     return _iterate(batches, num_threads, num_workers if len(reader) >= _WORTH_WORKERS else 0)
 

@@ -7,13 +7,14 @@ from flax import nnx
 from xception_jax.errors import SettingError
 from xception_jax.models.inception_v3 import InceptionV3
 from xception_jax.models.network import ImageSizeError as ImageSizeError
-from xception_jax.models.network import Network, NetworkConfig
+from xception_jax.models.recurrent import RecurrentClassifier
 from xception_jax.models.resnet import ResNet
 from xception_jax.models.vgg import VGG, SeparableVGG
 from xception_jax.models.xception import Xception
+from xception_jax.settings import Section
 
 # The class of each model, and the settings in which it differs from the defaults of the class.
-MODELS: dict[str, tuple[type[Network], dict[str, Any]]] = {
+MODELS: dict[str, tuple[type[nnx.Module], dict[str, Any]]] = {
     "xception": (Xception, {}),
     "inception_v3": (InceptionV3, {}),
     "resnet50": (ResNet, {}),
@@ -21,10 +22,13 @@ MODELS: dict[str, tuple[type[Network], dict[str, Any]]] = {
     "resnet152": (ResNet, {"blocks": (3, 8, 36, 3)}),
     "vgg16": (VGG, {}),
     "vgg16_separable": (SeparableVGG, {}),
+    "rnn_classifier": (RecurrentClassifier, {"cell": "rnn", "readout": "mean"}),
+    "lstm_classifier": (RecurrentClassifier, {"readout": "last", "embedding_mean": -0.5}),
+    "packed_lstm_classifier": (RecurrentClassifier, {}),
 }
 
 
-def model_class(name: str) -> type[Network]:
+def model_class(name: str) -> type[nnx.Module]:
     """The class of a model.
 
     Raises:
@@ -35,7 +39,7 @@ def model_class(name: str) -> type[Network]:
     return MODELS[name][0]
 
 
-def model_config(name: str, **settings: Any) -> NetworkConfig:
+def model_config(name: str, **settings: Any) -> Section:
     """The settings of a model: those of its paper, with `settings` in place of some.
 
     Raises:
@@ -48,7 +52,7 @@ def model_config(name: str, **settings: Any) -> NetworkConfig:
     return config(**MODELS[name][1] | settings)
 
 
-def create_model(name: str, *, rngs: nnx.Rngs | None = None, **settings: Any) -> Network:
+def create_model(name: str, *, rngs: nnx.Rngs | None = None, **settings: Any) -> nnx.Module:
     """Builds a model with fresh parameters.
 
     Args:

@@ -1,4 +1,4 @@
-"""Compilation that avoids a known mistake of XLA's compiler for CPU.
+"""Compilation, which avoids a known mistake of XLA's compiler for CPU.
 
 XLA hands sums to its CPU library YNNPACK. A matrix product that only feeds a sum goes along in the same kernel,
 and some of these kernels give wrong values without any error: `tests/test_compiler.py` has three such programs, of
@@ -8,8 +8,10 @@ programs are compiled without.
 """
 
 import re
+from collections.abc import Callable, Mapping
 
 import jax
+import numpy as np
 
 _SUMS_WITHOUT_YNNPACK = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
 
@@ -23,6 +25,25 @@ def compile_lowered(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
     if jax.default_backend() == "cpu" and _fuses_product_into_sum(compiled.as_text()):
         compiled = lowered.compile(compiler_options=_SUMS_WITHOUT_YNNPACK)
     return compiled
+
+
+class Programs:
+    """The programs of one function of a batch, one for each set of shapes that batches have.
+
+    Args:
+      lower: batch, or its shapes, types and shardings -> the function, ready to be compiled.
+    """
+
+    def __init__(self, lower: Callable[[Mapping[str, jax.Array | np.ndarray]], jax.stages.Lowered]):
+        self._lower = lower
+        self._compiled: dict[tuple, jax.stages.Compiled] = {}
+
+    def __call__(self, batch: Mapping[str, jax.Array | np.ndarray | jax.ShapeDtypeStruct]) -> jax.stages.Compiled:
+        """The program for a batch, which is compiled when these shapes come for the first time."""
+        shapes = tuple((name, batch[name].shape) for name in sorted(batch))
+        if shapes not in self._compiled:
+            self._compiled[shapes] = compile_lowered(self._lower(batch))
+        return self._compiled[shapes]
 
 
 def _fuses_product_into_sum(program: str) -> bool:

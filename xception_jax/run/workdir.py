@@ -4,7 +4,7 @@ import contextlib
 import fcntl
 import json
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -15,8 +15,18 @@ from xception_jax.run import atomic
 CONFIG = "config.json"
 LOCK = ".lock"
 CHECKPOINTS = "checkpoints"
+INPUTS = "inputs"  # folder of what belongs to the inputs, such as the vocabulary of texts
 # What a run leaves before its first checkpoint.
-_OF_A_RUN = {CONFIG, f"{CONFIG}.tmp", LOCK, CHECKPOINTS, "metrics.jsonl", "metrics.jsonl.tmp", "tensorboard"}
+_OF_A_RUN = {
+    CONFIG,
+    f"{CONFIG}.tmp",
+    LOCK,
+    CHECKPOINTS,
+    INPUTS,
+    "metrics.jsonl",
+    "metrics.jsonl.tmp",
+    "tensorboard",
+}
 
 
 @contextlib.contextmanager
@@ -93,6 +103,13 @@ def write_config(directory: pathlib.Path, values: dict[str, Any]) -> None:
         atomic.write_text(directory / CONFIG, json.dumps(values, indent=2) + "\n")
     except OSError as error:
         raise _unusable(directory, error) from None
+
+
+def write_inputs(directory: pathlib.Path, files: Mapping[str, str]) -> None:
+    """Writes or replaces the files of the inputs, texts by name; raises OSError."""
+    for name, text in files.items():
+        (directory / INPUTS).mkdir(exist_ok=True)
+        atomic.write_text(directory / INPUTS / name, text)
 
 
 def read_config(directory: pathlib.Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from xception_jax.data.dataset import Dataset
 from xception_jax.data.images import transforms
 from xception_jax.data.images.augment import Augmentation
 from xception_jax.data.images.resizing import METHODS, PRESETS
+from xception_jax.data.inputs import Inputs
 from xception_jax.data.pipeline import Reading
 from xception_jax.errors import SettingError
 from xception_jax.settings import Section, setting
@@ -89,8 +90,8 @@ class Preprocessing:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Images:
-    """The `Inputs` of images; the docstrings of `data.inputs.Inputs` hold for the members that have none here.
+class Images(Inputs):
+    """The `Inputs` of images; the docstrings of `Inputs` hold for the members that have none here.
 
     Attributes:
       preprocessing: what happens to every image.
@@ -116,10 +117,8 @@ class Images:
         return {"image_size": defaults["image_size"], **{ours: defaults[name] for ours, name in names.items()}}
 
     @classmethod
-    def from_sections(
-        cls, sections: Mapping[str, Section], model_settings: Mapping[str, Any], defaults: Mapping[str, Any]
-    ) -> Self:
-        data, augmentation, channels = sections["data"], sections["augment"], model_settings["in_channels"]
+    def from_sections(cls, sections: Mapping[str, Section], dataset: Dataset, defaults: Mapping[str, Any]) -> Self:
+        data, augmentation, channels = sections["data"], sections["augment"], dataset.model_settings["in_channels"]
         for name in ("area", "aspect"):
             least, most = getattr(data, f"min_{name}"), getattr(data, f"max_{name}")
             if least > most:
@@ -177,7 +176,7 @@ class Images:
         names = [field.name for field in dataclasses.fields(transforms.EvaluationTransform)]
         return transforms.EvaluationTransform(**{name: record[name] for name in names})
 
-    def spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    def spec(self, batch_size: int, length: int = 0) -> dict[str, jax.ShapeDtypeStruct]:
         """{"image": uint8[B, size, size, C]}."""
         size = self.preprocessing.image_size
         return {"image": jax.ShapeDtypeStruct((batch_size, size, size, self.preprocessing.channels), np.uint8)}
