@@ -21,17 +21,19 @@ def variant(config: ConfigDict, name: str) -> ConfigDict:
 
 
 def smoke(config: ConfigDict) -> ConfigDict:
-    """The same recipe on its own data in seconds on any machine: 4 steps of 8 images, a small network."""
+    """The same recipe on its own data in seconds on any machine: 4 steps of 8 examples, a small network."""
     config.batch_size = 8
     config.accumulation_steps = 1
     config.eval_batch_size = 90
     config.total_epochs = config.total_samples = None
     config.total_steps = 4
     config.model.update(small_settings(config.model.name))
-    config.model.fc_layers = (32,) * len(config.model.fc_layers)
+    if "fc_layers" in config.model:
+        config.model.fc_layers = (32,) * len(config.model.fc_layers)
     if "bn_group_size" in config.model:
         config.model.bn_group_size = None
-    config.data.image_size = min(config.data.image_size, 32)
+    if "image_size" in config.data:
+        config.data.image_size = min(config.data.image_size, 32)
     config.log_every_steps = 1
     config.evaluate_every_epochs = config.checkpoint_every_epochs = None
     config.evaluate_every_steps = config.checkpoint_every_steps = 2

@@ -6,11 +6,12 @@ from collections.abc import Callable
 
 from absl import logging
 
-from xception_jax.commands import benchmark, evaluate, prepare, preview, reproduce, settings, summary
+from xception_jax.commands import benchmark, evaluate, predict, prepare, preview, reproduce, settings, summary
 from xception_jax.errors import TrainingError, UserError
 
 COMMANDS = {
     "evaluate": evaluate,
+    "predict": predict,
     "prepare": prepare,
     "preview": preview,
     "summary": summary,

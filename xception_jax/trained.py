@@ -93,23 +93,25 @@ class Trained:
         return Programs(lambda batch: function.lower(*weights, batch)), tuple(weights)
 
 
-def load(directory: str | os.PathLike, *, checkpoint: str | int = "best", weights: str = "averaged") -> Trained:
+def load(directory: str | os.PathLike, *, checkpoint: str | int = "best", weights: str | None = None) -> Trained:
     """Opens the network that a run trained, on one device.
 
     Args:
       directory: the working directory of the run.
       checkpoint: "best" (highest top-1, or MAP@100 for several labels, on the validation examples), "latest", or a
         step.
-      weights: "averaged" (Polyak averaging) or "raw".
+      weights: "averaged" (Polyak averaging) or "raw"; None = averaged, if the run kept averages.
 
     Raises:
       UserError: if there is no such run, checkpoint or weights, or the files are damaged.
       TrainingError: if the disk cannot be read.
     """
-    if weights not in ("averaged", "raw"):
+    if weights not in (None, "averaged", "raw"):
         raise UserError(f"weights = {weights!r}: choose 'averaged' or 'raw'")
     directory = pathlib.Path(directory)
     found = recipe.read(directory)
+    if weights is None:
+        weights = "raw" if found.averaging.decay is None else "averaged"
     if weights == "averaged" and found.averaging.decay is None:
         raise UserError(
             "weights = 'averaged': this run kept no averages (config.averaging.decay = None); pass 'raw'"

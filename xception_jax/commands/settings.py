@@ -2,7 +2,7 @@
 
 import argparse
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 
 from xception_jax import models, recipe
 from xception_jax.settings import Row
@@ -21,8 +21,8 @@ this is `--config.optimizer.weight_decay=1e-4`. A tuple is written in quotes, `-
 96, 128)"`. `None` unsets a setting that may be None, and 0 unsets a duration.
 
 The defaults are those of `common.default(MODEL)` in `configs/common.py`, from which every recipe starts. A
-setting whose default differs between models is listed with the models. `model.num_classes` and
-`model.in_channels` are None at first, because the dataset determines them. `model.name` is the argument of
+setting whose default differs between models is listed with the models. `model.num_classes`, `model.in_channels`
+and `model.vocab_size` are None at first, because the dataset determines them. `model.name` is the argument of
 `common.default` and cannot be changed later.
 
 ## The run"""
@@ -38,20 +38,36 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def markdown() -> str:
-    """The settings that all models share, then those of each class of models."""
+    """The settings that all models share, then those of each modality, and of each class of its models."""
     tables = {name: recipe.settings_table(name) for name in models.MODELS}
-    first, *others = tables.values()
-    shared = [row for row in first if all(row in table for table in others)]
-    parts = [INTRODUCTION]
-    for section, members in itertools.groupby(shared, lambda row: row.name.rpartition(".")[0]):
-        parts += [f"## {section}"] * bool(section) + [_table(members)]
-    for cls in dict.fromkeys(cls for cls, _ in models.MODELS.values()):
-        name, *variants = (name for name, (other, _) in models.MODELS.items() if other is cls)
-        parts += [f"## {', '.join([name, *variants])}", _table([row for row in tables[name] if row not in shared])]
-        for variant in variants:
-            changed = [f"`{row.name} = {row.default}`" for row in tables[variant] if row not in tables[name]]
-            parts += [f"`{variant}` has {', '.join(changed)}."]
+    shared = _shared(tables.values())
+    parts = [INTRODUCTION, *_by_section(shared)]
+    for modality in dict.fromkeys(cls.INPUTS for cls, _ in models.MODELS.values()):
+        own = {name: tables[name] for name, (cls, _) in models.MODELS.items() if modality == cls.INPUTS}
+        inputs = [row for row in _shared(own.values()) if row not in shared]
+        parts += [f"## Models that read {modality}", *_by_section(inputs, f" of models that read {modality}")]
+        for cls in dict.fromkeys(models.model_class(name) for name in own):
+            name, *variants = (name for name in own if models.model_class(name) is cls)
+            parts += [f"## {', '.join([name, *variants])}"]
+            parts += [_table([row for row in tables[name] if row not in [*shared, *inputs]])]
+            for variant in variants:
+                changed = [f"`{row.name} = {row.default}`" for row in tables[variant] if row not in tables[name]]
+                parts += [f"`{variant}` has {', '.join(changed)}."]
     return "\n\n".join(parts)
+
+
+def _shared(tables: Iterable[Sequence[Row]]) -> list[Row]:
+    """The rows that all tables have."""
+    first, *others = tables
+    return [row for row in first if all(row in table for table in others)]
+
+
+def _by_section(rows: Iterable[Row], title: str = "") -> Iterator[str]:
+    """A heading and a table for each section of the recipe."""
+    for section, members in itertools.groupby(rows, lambda row: row.name.rpartition(".")[0]):
+        if section:
+            yield f"### {section}{title}" if title else f"## {section}"
+        yield _table(members)
 
 
 def _table(members: Iterable[Row]) -> str:

@@ -79,12 +79,17 @@ def add_arguments(parser: argparse.ArgumentParser, *, rounds: int) -> None:
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the flags that say which model."""
-    names = ", ".join(models.MODELS)
+    names = ", ".join(image_models())
     parser.add_argument("--model", default="xception", help=f"one of {names} (default: xception)")
     parser.add_argument("--image-size", type=positive, help="pixels (default: the model's own)")
     about = "other fields of the model's Config, such as middle_blocks=1"
     several = {"dest": "settings", "nargs": "+", "action": "extend", "default": []}
     parser.add_argument("--set", metavar="KEY=VALUE", help=about, **several)
+
+
+def image_models() -> list[str]:
+    """Names of the models that read images."""
+    return [name for name, (cls, _) in models.MODELS.items() if cls.INPUTS == "images"]
 
 
 def positive(text: str) -> int:
@@ -101,8 +106,8 @@ def from_arguments(arguments: argparse.Namespace) -> Workload:
     Raises:
       UserError: for an unknown model or field, a value of another type or out of range, images too small.
     """
-    if arguments.model not in models.MODELS:
-        raise UserError(f"--model={arguments.model}: choose one of {', '.join(models.MODELS)}")
+    if arguments.model not in image_models():
+        raise UserError(f"--model={arguments.model}: choose one of {', '.join(image_models())}")
     workload = Workload(
         model=arguments.model,
         batch=arguments.batch,

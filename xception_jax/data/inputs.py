@@ -102,5 +102,9 @@ class Inputs(Protocol):
           (first argument of the model: an array or a tree of arrays, targets).
         """
 
+    def from_argument(self, text: str) -> Any:
+        """What the command line names -> what `from_user` takes, of one example; raises ValueError."""
+        return text
+
     def from_user(self, raw: Any) -> dict[str, np.ndarray]:
         """What a user passes to `predict` -> arrays with the shapes of `spec`; raises ValueError."""

@@ -1,6 +1,7 @@
 """The `Inputs` of images: settings, transforms of the host, normalization and augmentation on the device."""
 
 import dataclasses
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self
 
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from xception_jax.data import sources
-from xception_jax.data.dataset import Dataset
+from xception_jax.data.dataset import Dataset, UnreadableExample
 from xception_jax.data.images import transforms
 from xception_jax.data.images.augment import Augmentation
 from xception_jax.data.images.resizing import METHODS, PRESETS
@@ -204,6 +205,15 @@ class Images(Inputs):
             images = images[..., ::-1]
         mean, std = (np.asarray(values, np.float32)[None, None, None] for values in (record.mean, record.std))
         return (images - mean) / std
+
+    def from_argument(self, text: str) -> np.ndarray:
+        """The pixels of an image file, uint8[H, W, C]."""
+        try:
+            return self.decode({"image": pathlib.Path(text).read_bytes()})["image"]
+        except OSError as error:
+            raise UnreadableExample(text, error.strerror or str(error)) from None
+        except UnreadableExample as error:
+            raise UnreadableExample(text, error.reason) from None
 
     def from_user(self, raw: Sequence[np.ndarray] | np.ndarray) -> dict[str, np.ndarray]:
         """Crops and resizes images as an evaluation does.
