@@ -6,7 +6,8 @@ import hashlib
 import itertools
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -36,30 +37,66 @@ def load(root: str | pathlib.Path, *, holdout: float) -> Dataset:
       SettingError: for a missing folder, fewer than two classes, a class without images, or classes that differ
         between train/ and val/.
     """
-    root = pathlib.Path(root)
     refusal = functools.partial(SettingError, "root", str(root))
+    found = find(root, IMAGES, refusal)
+    notes = list(found.notes)
+    if not found.has_validation:
+        notes.append(f"no val/: {holdout:.0%} of the images, chosen by a hash of their path, held out")
+    train, validation = make_sources(found.folders, found.entries, holdout, refusal)
+    notes += missing_classes(found.class_names, train, validation)
+    return Dataset(train, validation, class_names=found.class_names, notes=tuple(notes))
+
+
+class Kind(NamedTuple):
+    """What the files of examples are: the word for one of them, and how their names end."""
+
+    word: str
+    suffixes: Set[str]
+
+
+IMAGES = Kind("image", IMAGE_SUFFIXES)
+
+
+class Found(NamedTuple):
+    """The examples' files in a folder.
+
+    Attributes:
+      folders: of the splits "train" and "val"; the same one if there is no val/.
+      entries: path below the folder of its split, label, and split, which is None if there is no val/.
+      notes: about what is left out.
+    """
+
+    class_names: tuple[str, ...]
+    folders: Mapping[str, pathlib.Path]
+    entries: Sequence[Entry]
+    notes: Sequence[str]
+
+    @property
+    def has_validation(self) -> bool:
+        return self.folders["train"] != self.folders["val"]
+
+
+def find(root: str | pathlib.Path, kind: Kind, refusal: Refusal) -> Found:
+    """Classes and files of a folder in the form that `load` describes; raises what `load` raises."""
+    root = pathlib.Path(root)
     if not root.is_dir():
-        raise refusal("no such folder; name one that has a folder of images for each class")
+        raise refusal(f"no such folder; name one that has a folder of {kind.word}s for each class")
     split = (root / "train").is_dir()
     notes = _check_layout(root, split, refusal)
     folders = dict.fromkeys(("train", "val"), root / "train" if split else root)
-    listing = _list_classes(folders["train"], refusal)
+    listing = _list_classes(folders["train"], kind, refusal)
     _check_classes(listing, refusal)
     if split and (root / "val").is_dir():
         folders["val"] = root / "val"
-        held_out = _list_classes(folders["val"], refusal)
-        if differ := sorted(listing.images.keys() ^ held_out.images.keys()):
+        held_out = _list_classes(folders["val"], kind, refusal)
+        if differ := sorted(listing.files.keys() ^ held_out.files.keys()):
             raise refusal(f"classes {_some(differ)} are in only one of train/ and val/; complete the other")
-        images = [*listing.entries("train"), *held_out.entries("val")]
+        entries = [*listing.entries("train"), *held_out.entries("val")]
         notes += [*listing.notes("train/"), *held_out.notes("val/")]
     else:
-        images = listing.entries(None)
-        note = f"no val/: {holdout:.0%} of the images, chosen by a hash of their path, held out"
-        notes += [*listing.notes(), note]
-    train, validation = make_sources(folders, images, holdout, refusal)
-    names = tuple(listing.images)
-    notes += missing_classes(names, train, validation)
-    return Dataset(train, validation, class_names=names, notes=tuple(notes))
+        entries = list(listing.entries(None))
+        notes += listing.notes()
+    return Found(tuple(listing.files), folders, entries, notes)
 
 
 def make_sources(
@@ -86,13 +123,21 @@ def _make_source(folder: pathlib.Path, images: Sequence[tuple[str, Label]]) -> I
     return ImageFiles.make(folder, paths, list(labels) if several else np.array(labels, np.int32))
 
 
-def missing_classes(names: Sequence[str], train: ImageFiles, validation: ImageFiles) -> Iterator[str]:
-    """A note for each part in which some classes have no images."""
+class Labelled(Protocol):
+    """What `missing_classes` reads: int32[N], or tuples of ints."""
+
+    labels: np.ndarray | Sequence[tuple[int, ...]]
+
+
+def missing_classes(
+    names: Sequence[str], train: Labelled, validation: Labelled, word: str = "image"
+) -> Iterator[str]:
+    """A note for each part in which some classes have no examples, which are called by a word."""
     for part, source in {"training": train, "validation": validation}.items():
         one = isinstance(source.labels, np.ndarray)
         present = set(source.labels.tolist() if one else itertools.chain.from_iterable(source.labels))
         if missing := [name for label, name in enumerate(names) if label not in present]:
-            yield f"{len(missing)} classes have no {part} images: {_some(missing)}"
+            yield f"{len(missing)} classes have no {part} {word}s: {_some(missing)}"
 
 
 def _some(names: Sequence[str], where: str = "") -> str:
@@ -124,36 +169,39 @@ def _check_layout(root: pathlib.Path, split: bool, refusal: Refusal) -> list[str
 class _Listing:
     """Paths of the files in a folder of classes, relative to it."""
 
-    images: dict[str, list[str]]  # by class
+    kind: Kind
+    files: dict[str, list[str]]  # by class
     others: list[str]
     unreadable: list[str]
 
     def entries(self, split: str | None) -> Iterator[Entry]:
-        return ((path, label, split) for label, paths in enumerate(self.images.values()) for path in paths)
+        return ((path, label, split) for label, paths in enumerate(self.files.values()) for path in paths)
 
     def notes(self, where: str = "") -> Iterator[str]:
         if self.unreadable:
             yield f"left out {len(self.unreadable)} files that cannot be opened: {_some(self.unreadable, where)}"
         if self.others:
-            yield f"left out {len(self.others)} files without the suffix of an image: {_some(self.others, where)}"
+            article = "an" if self.kind.word[0] in "aeiou" else "a"
+            reason = f"without the suffix of {article} {self.kind.word}"
+            yield f"left out {len(self.others)} files {reason}: {_some(self.others, where)}"
 
 
-def _list_classes(folder: pathlib.Path, refusal: Refusal) -> _Listing:
+def _list_classes(folder: pathlib.Path, kind: Kind, refusal: Refusal) -> _Listing:
     names = _visible(folder, pathlib.Path.is_dir)
     if not names:
         raise refusal(
             f"{folder} has no folders; make one for each class, or, if it is a class itself, name its parent"
         )
-    listing = _Listing({name: [] for name in names}, [], [])
+    listing = _Listing(kind, {name: [] for name in names}, [], [])
     for name in names:
         for path in sorted(_walk(folder / name)):
             relative = os.path.relpath(path, folder)
-            if os.path.splitext(path)[1].lower() not in IMAGE_SUFFIXES:
+            if os.path.splitext(path)[1].lower() not in kind.suffixes:
                 listing.others.append(relative)
             elif not os.access(path, os.R_OK):  # a broken link as well
                 listing.unreadable.append(relative)
             else:
-                listing.images[name].append(relative)
+                listing.files[name].append(relative)
     return listing
 
 
@@ -171,15 +219,17 @@ def _walk(folder: pathlib.Path) -> Iterator[str]:
 
 
 def _check_classes(train: _Listing, refusal: Refusal) -> None:
-    if len(train.images) < 2:
+    if len(train.files) < 2:
         raise refusal(
-            f"a classifier needs two classes or more, and the only folder is {min(train.images)!r}; add the other"
+            f"a classifier needs two classes or more, and the only folder is {min(train.files)!r}; add the other"
             " classes, or, if root is the folder of a class itself, name its parent"
         )
-    if empty := [name for name, paths in train.images.items() if not paths]:
+    if empty := [name for name, paths in train.files.items() if not paths]:
         others = f" and {len(empty) - 1} others" * (len(empty) > 1)
-        suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
-        raise refusal(f"class {empty[0]!r}{others}: no images ({suffixes}); add some or remove the folder")
+        suffixes = ", ".join(sorted(train.kind.suffixes))
+        raise refusal(
+            f"class {empty[0]!r}{others}: no {train.kind.word}s ({suffixes}); add some or remove the folder"
+        )
 
 
 def is_held_out(path: str, share: float) -> bool:
@@ -190,5 +240,9 @@ def is_held_out(path: str, share: float) -> bool:
     >>> [is_held_out(f"cat/{i}.jpg", 0.25) for i in range(4)]
     [False, False, False, True]
     """
-    digest = hashlib.sha256(os.fsencode(path.replace(os.sep, "/"))).digest()
-    return int.from_bytes(digest[:8], "big") < share * 2**64
+    return in_share(os.fsencode(path.replace(os.sep, "/")), share)
+
+
+def in_share(content: bytes, share: float) -> bool:
+    """Whether the SHA-256 of some bytes lies in the lowest `share` of all values."""
+    return int.from_bytes(hashlib.sha256(content).digest()[:8], "big") < share * 2**64

@@ -7,13 +7,14 @@ import math
 import os
 import pathlib
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from xception_jax.data.dataset import Dataset
 from xception_jax.data.sources.folder import Entry, Refusal, make_sources, missing_classes
 from xception_jax.errors import SettingError
 
 SEPARATOR = ";"
+FIELD_SIZE = 2**31 - 1  # characters that a field of a CSV file may have; Python's default is 131,072
 
 
 def load(root: str | pathlib.Path, *, classes: str | None, holdout: float) -> Dataset:
@@ -34,7 +35,7 @@ def load(root: str | pathlib.Path, *, classes: str | None, holdout: float) -> Da
     """
     root = pathlib.Path(root)
     refusal = functools.partial(SettingError, "root", str(root))
-    table = list(_rows(root, refusal))
+    table = list(read_rows(root, refusal))
     if not table:
         raise refusal("has no rows; add a line for each image")
     multilabel = "labels" in table[0][1] if isinstance(table[0][1], dict) else False
@@ -58,21 +59,44 @@ def load(root: str | pathlib.Path, *, classes: str | None, holdout: float) -> Da
     )
 
 
-def _rows(path: pathlib.Path, refusal: Refusal) -> Iterator[tuple[int, dict]]:
-    """(line number, row) of a CSV or JSONL file."""
+def read_rows(path: pathlib.Path, refusal: Refusal, word: str = "manifest") -> Iterator[tuple[int, dict]]:
+    """(number of its first line, row) of a CSV or JSONL file; SettingError names the line that is damaged."""
     if path.suffix not in (".csv", ".jsonl"):
-        raise refusal("a manifest is a .csv or .jsonl file")
+        raise refusal(f"a {word} is a .csv or .jsonl file")
+    if path.suffix == ".csv":
+        yield from _read_csv(read_lines(path, refusal), refusal)
+        return
+    for number, line in enumerate(read_lines(path, refusal), 1):
+        if line.strip():
+            try:
+                yield number, json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise refusal(f"is not a well-formed .jsonl file: line {number}: {error}") from None
+
+
+def _read_csv(lines: Iterator[str], refusal: Refusal) -> Iterator[tuple[int, dict]]:
+    csv.field_size_limit(FIELD_SIZE)
+    reader = csv.DictReader(lines, strict=True)
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            if path.suffix == ".csv":
-                reader = csv.DictReader(file, strict=True)
-                yield from ((reader.line_num, row) for row in reader)
-            else:
-                yield from ((number, json.loads(line)) for number, line in enumerate(file, 1) if line.strip())
-    except (csv.Error, ValueError) as error:  # of json and of the encoding too
-        raise refusal(f"is not a well-formed {path.suffix} file: {error}") from error
+        for row in reader:
+            breaks = sum(value.count("\n") for value in row.values() if isinstance(value, str))
+            yield reader.line_num - breaks, row
+    except csv.Error as error:
+        raise refusal(f"is not a well-formed .csv file: line {reader.line_num}: {error}") from None
+
+
+def read_lines(path: pathlib.Path, refusal: Refusal) -> Iterator[str]:
+    """The lines of a text file in UTF-8, with their line breaks; SettingError names the line that is not."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+            for number, line in enumerate(file, 1):
+                try:
+                    line.encode()
+                except UnicodeEncodeError:
+                    raise refusal(f"line {number}: is not UTF-8; save the file in this encoding") from None
+                yield line
     except OSError as error:
-        raise refusal(f"{error.strerror}; name a .csv or .jsonl file") from error
+        raise refusal(f"{error.strerror}; name another file") from None
 
 
 class _Row(NamedTuple):
@@ -88,18 +112,31 @@ def _parse(line: int, row: dict, multilabel: bool, refusal: Refusal) -> _Row:
         raise refusal(
             f"line {line}: needs 'path' and {column!r}, and no more columns than the header; it has {row}"
         )
-    labels = row[column] if multilabel else [row[column]]
-    if multilabel and isinstance(labels, str):
+    labels = parse_labels(line, row, column, multilabel, refusal)
+    return _Row(line, str(row["path"]), labels, parse_split(line, row, refusal))
+
+
+def parse_labels(line: int, row: dict, column: str, several: bool, refusal: Refusal) -> list[str]:
+    """The names of the labels in a row: one, or, with `several`, those of a list or separated by semicolons."""
+    labels = row[column] if several else [row[column]]
+    if several and isinstance(labels, str):
         labels = [label for label in labels.split(SEPARATOR) if label.strip()]
-    if not isinstance(labels, list) or not all(
-        isinstance(label, str | int) and str(label).strip() for label in labels
-    ):
-        kind = "a list of names" if multilabel else "a name"
+    if not isinstance(labels, list) or not all(map(_is_name, labels)):
+        kind = "a list of names" if several else "a name"
         raise refusal(f"line {line}: {column} = {row[column]!r}; write {kind}")
+    return [str(label).strip() for label in labels]
+
+
+def _is_name(label: Any) -> bool:
+    return isinstance(label, str | int | float) and label == label and bool(str(label).strip())  # not NaN
+
+
+def parse_split(line: int, row: dict, refusal: Refusal) -> str | None:
+    """What the column `split` says: "train", "val" or nothing."""
     split = row.get("split") or None
     if split not in (None, "train", "val"):
         raise refusal(f"line {line}: split = {split!r}; write train or val")
-    return _Row(line, str(row["path"]), [str(label).strip() for label in labels], split)
+    return split
 
 
 def _read_classes(path: str) -> tuple[list[str], tuple[float, ...] | None]:
@@ -108,7 +145,7 @@ def _read_classes(path: str) -> tuple[list[str], tuple[float, ...] | None]:
     if pathlib.Path(path).suffix != ".csv":
         raise refusal("must be a .csv file with the column 'class' and perhaps 'weight'")
     names, weights = [], []
-    for line, row in _rows(pathlib.Path(path), refusal):
+    for line, row in read_rows(pathlib.Path(path), refusal):
         try:
             names.append(row["class"])
             weights.append(float(row.get("weight", 1.0)))

@@ -55,19 +55,12 @@ def load(
       SettingError: for a set that is missing, damaged or of another file format; for splits that it lacks or that
         share images; for features of other kinds.
     """
-    builder = _find(name, root)
+    builder = find(name, root)
     layout = Layout.of(builder.info.features, f"tfds:{name}", label)
-    train = train_split or "train"
-    evaluation = eval_split or ("validation" if "validation" in builder.info.splits else "test")
-    train_files = _files(builder, "train_split", train_split, train)
-    eval_files = _files(builder, "eval_split", eval_split, evaluation)
-    if shared := _count_shared(train_files, eval_files):
-        remedy = "name splits that share none, such as train[:90%] and train[90%:]"
-        reason = f"{shared} images of {evaluation!r} are in train_split = {train!r} as well"
-        raise SettingError("eval_split", eval_split, f"{reason}; {remedy}")
-    sources = [Records(builder.data_dir, split, layout.label) for split in (train, evaluation)]
-    for source, files in zip(sources, (train_files, eval_files), strict=True):
-        _check_files(source, files, root)
+    splits = choose_splits(builder, root, train_split, eval_split)
+    sources = [Records(builder.data_dir, split, layout.label) for split in splits]
+    for source in sources:
+        _check_first(source, root)
     weights = prepared(builder.info).get("settings", {}).get("class_weights")
     return Dataset(
         *sources,
@@ -78,9 +71,42 @@ def load(
     )
 
 
+def choose_splits(
+    builder: tfds.core.DatasetBuilder,
+    root: str | None,
+    train: str | None,
+    evaluation: str | None,
+    word: str = "image",
+) -> tuple[str, str]:
+    """Splits for training and evaluation whose files are there, and which share no record; see `load`.
+
+    Args:
+      word: for a record, in messages.
+    """
+    train_split = train or "train"
+    eval_split = evaluation or ("validation" if "validation" in builder.info.splits else "test")
+    train_files = _files(builder, "train_split", train, train_split)
+    eval_files = _files(builder, "eval_split", evaluation, eval_split)
+    if shared := _count_shared(train_files, eval_files):
+        remedy = "name splits that share none, such as train[:90%] and train[90%:]"
+        reason = f"{shared} {word}s of {eval_split!r} are in train_split = {train_split!r} as well"
+        raise SettingError("eval_split", evaluation, f"{reason}; {remedy}")
+    for split, files in ((train_split, train_files), (eval_split, eval_files)):
+        if missing := [file.filename for file in files if not tfds.core.Path(file.filename).exists()]:
+            reason = f"split {split!r} lacks {len(missing)} files, the first is {missing[0]}; write the set again"
+            raise SettingError("root", root, f"{builder.data_dir}: {reason}")
+    return train_split, eval_split
+
+
 def prepared(info: tfds.core.DatasetInfo) -> Mapping[str, Any]:
     """What `prepare` keeps in the metadata of a set, empty for other sets."""
     return (info.metadata or {}).get(METADATA, {})
+
+
+def open_split(builder: tfds.core.DatasetBuilder, split: str) -> Sequence[bytes]:
+    """The records of a split, which are read when they are asked for, and not parsed."""
+    serialized = tfds.decode.DeserializeMethod.RAW_BYTES
+    return builder.as_data_source(split, deserialize_method=serialized, file_format=FORMAT)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,8 +126,7 @@ class Records:
 
     @functools.cached_property
     def _records(self) -> Sequence[bytes]:
-        serialized = tfds.decode.DeserializeMethod.RAW_BYTES
-        return self._builder.as_data_source(self.split, deserialize_method=serialized, file_format=FORMAT)
+        return open_split(self._builder, self.split)
 
     @functools.cached_property
     def _layout(self) -> "Layout":
@@ -223,7 +248,7 @@ def _find_image(features: Mapping[str, Any], name: str) -> str:
 
 def _find_label(features: Mapping[str, Any], name: str, label: str | None) -> tuple[str, str]:
     """(kind, key); see `Layout`."""
-    kinds = {key: kind for key, feature in features.items() if (kind := _kind(feature)) is not None}
+    kinds = {key: kind for key, feature in features.items() if (kind := label_kind(feature)) is not None}
     if label is not None:
         if label not in kinds:
             raise SettingError("label", label, f"has no classes in {name}; choose one of {sorted(kinds)}")
@@ -242,7 +267,7 @@ def _find_label(features: Mapping[str, Any], name: str, label: str | None) -> tu
     raise SettingError("name", name, f"{reason}; set label to one of those with classes, {sorted(kinds)}")
 
 
-def _kind(feature: Any) -> str | None:
+def label_kind(feature: Any) -> str | None:
     """Kind of a label as in `Layout`; None for other features."""
     if isinstance(feature, tfds.features.ClassLabel):
         return "one"
@@ -255,7 +280,7 @@ def _kind(feature: Any) -> str | None:
     return "objects" if of_objects else None
 
 
-def _find(name: str, root: str | None) -> tfds.core.DatasetBuilder:
+def find(name: str, root: str | None) -> tfds.core.DatasetBuilder:
     """TFDS's builder of a set below `root`."""
     refusal = functools.partial(SettingError, "root", root)
     if not naming.is_valid_dataset_name(name):
@@ -304,14 +329,12 @@ def _count_shared(some: Sequence[FileInstruction], others: Sequence[FileInstruct
     return sum(max(0, min(a.skip + a.take, b.skip + b.take) - max(a.skip, b.skip)) for a, b in pairs)
 
 
-def _check_files(source: Records, files: Sequence[FileInstruction], root: str | None) -> None:
-    """Raises SettingError before training begins if a file is missing or the first record cannot be read."""
+def _check_first(source: Records, root: str | None) -> None:
+    """Raises SettingError before training begins if the first record cannot be read."""
 
     def refusal(remedy: str) -> SettingError:
         return SettingError("root", root, f"{source.directory}: split {source.split!r} {remedy}")
 
-    if missing := [file.filename for file in files if not tfds.core.Path(file.filename).exists()]:
-        raise refusal(f"lacks {len(missing)} files, the first is {missing[0]}; write the set again")
     try:
         source[0]
     except UnreadableExample as error:
