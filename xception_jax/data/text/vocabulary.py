@@ -74,15 +74,15 @@ class Vocabulary:
     @classmethod
     def from_text(cls, text: str) -> Self:
         """The vocabulary that `to_text` wrote; ValueError names the line that is damaged."""
-        head, *lines = text.split("\n")
+        head, *lines = text.split("\n") if "\n" in text else (text, "")
         numbers = _HEADER.fullmatch(head)
         if numbers is None:
             raise ValueError(f"line 1: {head[:80]!r} is not '<number> tokens, padding <id>, unknown <id>'")
         count, pad, unknown = map(int, numbers.groups())
-        if len(lines) != count + 1 or lines.pop():
-            raise ValueError(
-                f"line {len(lines) + 1}: line 1 says that there are {count} tokens, each with a line break"
-            )
+        cut_off = lines.pop()  # empty, behind the last line break
+        if cut_off or len(lines) != count:
+            number = len(lines) + 1 + bool(cut_off)
+            raise ValueError(f"line {number} is the last; line 1 says {count} tokens, each with a line break")
         if max(pad, unknown) >= count:
             raise ValueError(f"line 1: padding and unknown must be below {count}, the number of tokens")
         tokens: dict[str, int] = {}
