@@ -256,7 +256,8 @@ class _Run:
                 with self._on_this_host():
                     progress.name_unreadable(batch["unreadable"])
                 placed = self.task.layout.place(batch)
-                program = train_step(placed)
+                with progress.paused():  # the first batch of a length is compiled for
+                    program = train_step(placed)
                 with jax.transfer_guard("disallow"):
                     train_state, sums = program(train_state, placed, key)
                 progress.add(step, sums)

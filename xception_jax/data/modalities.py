@@ -2,5 +2,6 @@
 
 from xception_jax.data.images.inputs import Images
 from xception_jax.data.inputs import Inputs
+from xception_jax.data.text.inputs import Texts
 
-INPUTS: dict[str, type[Inputs]] = {"images": Images}  # by the name in a model's INPUTS
+INPUTS: dict[str, type[Inputs]] = {"images": Images, "text": Texts}  # by the name in a model's INPUTS

@@ -82,7 +82,8 @@ def _read_csv(lines: Iterator[str], refusal: Refusal) -> Iterator[tuple[int, dic
             breaks = sum(value.count("\n") for value in row.values() if isinstance(value, str))
             yield reader.line_num - breaks, row
     except csv.Error as error:
-        raise refusal(f"is not a well-formed .csv file: line {reader.line_num}: {error}") from None
+        where = f"in the row that begins in line {reader.line_num + 1}"
+        raise refusal(f"is not a well-formed .csv file: {where}: {error}") from None
 
 
 def read_lines(path: pathlib.Path, refusal: Refusal) -> Iterator[str]:

@@ -74,7 +74,8 @@ class Vocabulary:
     @classmethod
     def from_text(cls, text: str) -> Self:
         """The vocabulary that `to_text` wrote; ValueError names the line that is damaged."""
-        head, *lines = text.split("\n") if "\n" in text else (text, "")
+        head, _, rest = text.partition("\n")
+        lines = rest.split("\n")
         numbers = _HEADER.fullmatch(head)
         if numbers is None:
             raise ValueError(f"line 1: {head[:80]!r} is not '<number> tokens, padding <id>, unknown <id>'")
