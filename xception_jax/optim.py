@@ -1,7 +1,7 @@
 """Learning-rate schedules, optimizers and weight averaging, built from optax; and their settings."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
@@ -306,7 +306,8 @@ def _rule(s: Optimizer, learning_rate: optax.ScalarOrSchedule) -> optax.Gradient
         return optax.sgd(learning_rate, momentum=given(s.momentum, 0.9), nesterov=s.nesterov)
     if s.name in ("adam", "adamw"):
         decays = {"b1": given(s.momentum, 0.9), "b2": given(s.decay, 0.999)}
-        return optax.adam(learning_rate, **decays, eps=given(s.epsilon, 1e-8), nesterov=s.nesterov)
+        adam = optax.adam(learning_rate, **decays, eps=given(s.epsilon, 1e-8), nesterov=s.nesterov)
+        return optax.GradientTransformation(adam.init, _with_standard_promotion(adam.update))
     tensorflow = s.name == "rmsprop_tf"
     return optax.rmsprop(
         learning_rate,
@@ -317,6 +318,16 @@ def _rule(s: Optimizer, learning_rate: optax.ScalarOrSchedule) -> optax.Gradient
         momentum=given(s.momentum, 0.9) if tensorflow else None,
         nesterov=s.nesterov,
     )
+
+
+def _with_standard_promotion(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, traced with JAX's usual promotion of types; Adam raises a float to an int32."""
+
+    def call(*args, **kwargs):
+        with jax.numpy_dtype_promotion("standard"):
+            return function(*args, **kwargs)
+
+    return call
 
 
 class AsynchronousState(NamedTuple):

@@ -33,7 +33,8 @@ class Config(Section):
     layers: int = setting(1, "number of recurrent layers", gt=0)
     bidirectional: bool = setting(False, "every layer also reads the text from its end to its beginning")
     readout: Literal[READOUTS] = setting("packed", "what of the last layer is classified, see `read_out`")
-    embedding_mean: float = setting(0.0, "mean of the initial vectors; their standard deviation is 1")
+    embedding_mean: float = setting(0.0, "mean of the initial vectors")
+    embedding_stddev: float = setting(1.0, "standard deviation of the initial vectors", ge=0)
     embedding_trained: bool = setting(True, "train the vectors; False keeps their initial values")
     embedding_dropout: float = setting(0.0, "dropout rate of the vectors", ge=0, lt=1)
     dropout: float = setting(0.0, "dropout rate between recurrent layers", ge=0, lt=1)
@@ -88,9 +89,8 @@ class RecurrentClassifier(nnx.Module):
 
     def __init__(self, config: Config, *, rngs: nnx.Rngs):
         self.config = config
-        vectors = (
-            jax.random.normal(rngs.params(), (config.vocab_size, config.embedding_size)) + config.embedding_mean
-        )
+        drawn = jax.random.normal(rngs.params(), (config.vocab_size, config.embedding_size))  # [V, E]
+        vectors = drawn * config.embedding_stddev + config.embedding_mean
         self.embedding = (nnx.Param if config.embedding_trained else FixedVectors)(vectors)
         directions = (False, True) if config.bidirectional else (False,)
         self.layers, width = nnx.List(), config.embedding_size

@@ -8,13 +8,13 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 import jax
 import numpy as np
-from xception_jax.data.text.tokenizers import TOKENIZERS
-from xception_jax.data.text.vocabulary import Vocabulary
 
 from xception_jax.data.dataset import Dataset
 from xception_jax.data.inputs import Inputs
 from xception_jax.data.pipeline import Example, Reading
 from xception_jax.data.text import corpus, embeddings, vocabulary
+from xception_jax.data.text.tokenizers import TOKENIZERS
+from xception_jax.data.text.vocabulary import Vocabulary
 from xception_jax.errors import SettingError
 from xception_jax.settings import Section, setting, zero_is_none
 
