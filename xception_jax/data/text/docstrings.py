@@ -34,23 +34,23 @@ _NAMES = re.compile(
 )
 _LEFT_OUT = {"tests", "testing", "externals", "_external", "_vendored", "extern"}  # folders
 _STRING_OR_COMMENT = re.compile(
-    r'''#[^\n]*|((?<!\w)[rRuU]?"""(?:[^"\\]|\\.|"(?!""))*""")|"""(?:[^"\\]|\\.|"(?!""))*"""'''
-    r"""|'''(?:[^'\\]|\\.|'(?!''))*'''|"(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*'""",
+    r'''#[^\n]*+|((?<!\w)[rRuU]?"""(?:[^"\\]++|\\.|"(?!""))*+""")|"""(?:[^"\\]++|\\.|"(?!""))*+"""'''
+    r"""|'''(?:[^'\\]++|\\.|'(?!''))*+'''|"(?:[^"\\\n]++|\\.)*+"|'(?:[^'\\\n]++|\\.)*+'""",
     re.DOTALL,
 )  # the group is a string that may be a docstring
 
-_PROSE = re.compile(
-    r"\.\. (note|warning|important|tip|hint|caution|admonition|seealso|deprecated|versionadded|versionchanged)::"
+_PROSE = {"note", "warning", "important", "tip", "hint", "caution", "admonition", "seealso", "deprecated"}
+_PROSE |= {"versionadded", "versionchanged"}  # directives whose contents are sentences
+_MARKER = re.compile(r"\.\. (?:([\w-]+)::)?")  # of a directive, with its name, or of a footnote or comment
+_ITEM = re.compile(  # of a list, "name (type): ", or a directive
+    r"(?:[-*+•]|\d+[.)]|\(\w\)|#\.)\s+|\*{0,2}[\w.`]+(?: \([^)]*\))?:\s+|\.\. [\w-]+::\s*[\d.]*\s*"
 )
-_ITEM = re.compile(
-    r"(?:[-*+•]|\d+[.)]|\(\w\)|#\.)\s+|\*{0,2}[\w.`]+(?: \([^)]*\))?:\s+"
-)  # of a list; "name (type): "
 _RULE = re.compile(r"[^\w\s]{3,}[^\w]*$")  # under a headline, and in tables
-_MARKUP = [  # of reStructuredText and Markdown, and what it becomes
-    (re.compile(r":[\w:+-]+:`[~.!]*([^`<]*?)(?:\s*<[^>]*>)?`"), r"\1"),  # roles
-    (re.compile(r"`+[~.!]*([^`<]*?)(?:\s*<[^>]*>)?`+_{0,2}"), r"\1"),  # code and links
-    (re.compile(r"\s*\[[\w#*]+\]_"), ""),  # footnotes
-    (re.compile(r"(?<!\w)\*{1,2}(\S(?:[^*]*\S)?)\*{1,2}(?!\w)"), r"\1"),  # stress
+_MARKUP = [  # of reStructuredText and Markdown: characters that it has, a pattern, and what it becomes
+    (":`", re.compile(r":[\w:+-]+:`[~.!]*([^`<]*?)(?:\s*<[^>]*>)?`"), r"\1"),  # roles
+    ("`", re.compile(r"`+[~.!]*([^`<]*?)(?:\s*<[^>]*>)?`+_{0,2}"), r"\1"),  # code and links
+    ("]_", re.compile(r"\s*\[[\w#*]+\]_"), ""),  # references to footnotes
+    ("*", re.compile(r"(?<!\w)\*{1,2}(\S(?:[^*]*\S)?)\*{1,2}(?!\w)"), r"\1"),  # stress
 ]
 _END = re.compile(r"(?<=[.!?])(?<!e\.g\.)(?<!i\.e\.)(?<!et al\.)\s+(?=[\"'(]?[A-Z])")
 _SENTENCE = re.compile(r"[A-Z][^\[\]{}=\\|<>^~$@#]*[.!?]")
@@ -139,13 +139,14 @@ def sentences(docstring: str) -> Iterator[str]:
     for block in _blocks(docstring):
         if block.count(" ") < WORDS.start - 1:
             continue
-        for pattern, replacement in _MARKUP:
-            block = pattern.sub(replacement, block)
+        for sign, pattern, replacement in _MARKUP:
+            if sign in block:
+                block = pattern.sub(replacement, block)
         for text in _END.split(block):
             words = text.split()
             if len(words) not in WORDS or sum(map(_is_plain, words)) < PLAIN * len(words):
                 continue
-            if _SENTENCE.fullmatch(text):
+            if _SENTENCE.fullmatch(" ".join(words)):
                 yield " ".join(map(_mask, words))
 
 
@@ -160,19 +161,22 @@ def _mask(word: str) -> str:
 
 
 def _blocks(docstring: str) -> Iterator[str]:
-    """Its paragraphs and list items, each as one line; without examples, code, and directives of other kinds."""
-    left_out = None  # indentation of the line whose indented block is left out
+    """Its paragraphs and list items, each as one line; without examples, code, footnotes and most directives."""
+    left_out = None  # indentation of the line whose indented contents are left out
     for paragraph in re.split(r"\n\s*\n", docstring):
-        lines = [(len(line) - len(line.lstrip()), line.strip()) for line in paragraph.splitlines()]
-        if left_out is not None and lines[0][0] > left_out:
-            continue
-        left_out = None
         if ">>>" in paragraph:
             continue
-        yield from _join(lines)
-        indent, text = lines[-1]
-        if text.endswith("::"):
-            left_out = indent
+        kept = []
+        for line in paragraph.splitlines():
+            text = line.strip()
+            indent = len(line) - len(line.lstrip())
+            if left_out is not None and indent > left_out:
+                continue
+            marker = _MARKER.match(text)
+            left_out = indent if (marker and marker[1] not in _PROSE) or text.endswith("::") else None
+            if not marker or marker[1] in _PROSE:
+                kept.append((indent, text))
+        yield from _join(kept)
 
 
 def _join(lines: list[tuple[int, str]]) -> Iterator[str]:
