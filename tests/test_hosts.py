@@ -12,6 +12,7 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
+from test_text import write_table
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -30,6 +31,7 @@ def folder(tmp_path_factory):
             for number in range(count):
                 image = Image.fromarray(rng.integers(0, 256, (9, 9, 3), np.uint8))
                 image.save(folder / "images" / split / name / f"{number:02}.png")
+    write_table(folder / "texts.csv", 300)
     for copy, broken in (("unreadable", "train/light/*"), ("evaluated", "val/light/01.png")):
         shutil.copytree(folder / "images", folder / copy)
         for path in (folder / copy).glob(broken):
@@ -153,6 +155,25 @@ def test_a_run_of_two_hosts_ends_with_equal_weights(outcomes, folder):
         *[(1, "train"), (2, "train"), (2, "raw")],
         *[(3, "train"), (4, "train"), (4, "raw")],
     ]
+
+
+def test_a_run_on_texts_is_the_same_on_one_host_with_as_many_devices(outcomes, folder):
+    """Each host makes its share of a batch as long as the longest text of the whole batch."""
+    first, second = outcomes["a_run_on_texts"]
+    assert first == second
+    step, _, count, evaluation = first["result"]
+    program = (
+        "import json, test_text; from xception_jax import loop;"
+        f"c = test_text.config('{folder}/texts.csv', total_steps=6, evaluate_every_steps=6, log_every_steps=2);"
+        f"r = loop.train(c, '{folder}/alone'); print(json.dumps([r.step, r.num_examples, r.evaluation]))"
+    )
+    flags = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
+    environment = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    ended = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, check=True)
+    alone = json.loads(ended.stdout.splitlines()[-1])
+    assert alone[:2] == [step, count] == [6, 57]
+    assert evaluation["loss"] == pytest.approx(alone[2]["raw"]["loss"], rel=1e-5)
+    assert evaluation["top1"] == alone[2]["raw"]["top1"]
 
 
 def test_a_training_image_that_one_host_cannot_read_ends_both(outcomes, folder):

@@ -18,6 +18,8 @@ import xception_jax
 from configs import ag_news, docstrings
 from xception_jax import __main__, loop, recipe, task
 from xception_jax.data import pipeline
+from xception_jax.data.text import corpus
+from xception_jax.data.text.docstrings import PACKAGES
 from xception_jax.data.text.inputs import TextData, Texts
 from xception_jax.errors import SettingError, UserError
 
@@ -267,6 +269,26 @@ class TestRuns:
             loop.train(changed, directory)
         changed.data.vocabulary = str(directory / "inputs/vocabulary.txt")
         assert loop.train(changed, directory).step == 40
+
+
+@pytest.mark.parametrize("module", [ag_news, docstrings])
+def test_recipes_run_their_smoke_variant(module, tmp_path):
+    config = module.get_config("smoke")
+    if module is ag_news:
+        config.data.root = str(tmp_path)
+        for split, count in (("train", 40), ("test", 12)):
+            rows = [
+                f'"{1 + number % 4}","Title {number}","Some ""text"" about {number % 7}"'
+                for number in range(count)
+            ]
+            (tmp_path / f"{split}.csv").write_text("\n".join(rows) + "\n")
+    result = loop.train(config, tmp_path / "run")
+    assert result.step == 4 and result.num_examples == (
+        12 if module is ag_news else len(corpus.load(corpus.TextSources()).validation.texts)
+    )
+    names = {ag_news: ("World", "Sports", "Business", "Sci/Tech"), docstrings: tuple(PACKAGES.values())}
+    trained = xception_jax.load(tmp_path / "run")
+    assert trained.class_names == names[module] and trained.predict(["Some text"]).shape == (1, len(names[module]))
 
 
 @pytest.mark.parametrize("variant", ["", "rnn", "lstm", "packed_lstm"])

@@ -23,8 +23,9 @@ from xception_jax import data, loop, report
 from xception_jax.errors import UserError
 
 ROOT = pathlib.Path(__file__).parent.parent
-# test_reproduce.py trains reproduction; the other two are, but for their fully connected layers, one that is here.
-ELSEWHERE = ("__init__", "common", "reproduction", "jft_inception_v3", "jft_xception_fc")
+# test_reproduce.py trains reproduction, test_text.py the recipes of texts; the other two are, but for their fully
+# connected layers, one that is here.
+ELSEWHERE = ("__init__", "common", "reproduction", "ag_news", "docstrings", "jft_inception_v3", "jft_xception_fc")
 RECIPES = sorted(path for path in (ROOT / "configs").glob("*.py") if path.stem not in ELSEWHERE)
 
 

@@ -12,6 +12,7 @@ import time
 
 import jax
 import numpy as np
+import test_text
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from configs import digits
@@ -198,6 +199,13 @@ def a_dataset_missing_on_one_host():
 def a_run_of_two_hosts():
     result = loop.train(recipe(FOLDER / "images"), FOLDER / "run")
     return [result.step, result.fingerprint, result.num_examples]
+
+
+@scenario
+def a_run_on_texts():
+    config = test_text.config(FOLDER / "texts.csv", total_steps=6, evaluate_every_steps=6, log_every_steps=2)
+    result = loop.train(config, FOLDER / "run_on_texts")
+    return [result.step, result.fingerprint, result.num_examples, result.evaluation["raw"]]
 
 
 @scenario

@@ -19,8 +19,8 @@ TERMS = {  # by optimizer: the settings that its update rule has
     "sgd": ("momentum", "nesterov"),
     "rmsprop_tf": ("momentum", "nesterov", "decay", "epsilon"),
     "rmsprop_keras1": ("decay", "epsilon"),
-    "adam": ("momentum", "nesterov", "decay", "epsilon"),
-    "adamw": ("momentum", "nesterov", "decay", "epsilon"),
+    "adam": ("momentum", "decay", "epsilon"),
+    "adamw": ("momentum", "decay", "epsilon"),
 }
 LR_EXPONENTS = {"none": 0.0, "linear": 1.0, "sqrt": 0.5}  # by rule
 
@@ -306,7 +306,7 @@ def _rule(s: Optimizer, learning_rate: optax.ScalarOrSchedule) -> optax.Gradient
         return optax.sgd(learning_rate, momentum=given(s.momentum, 0.9), nesterov=s.nesterov)
     if s.name in ("adam", "adamw"):
         decays = {"b1": given(s.momentum, 0.9), "b2": given(s.decay, 0.999)}
-        adam = optax.adam(learning_rate, **decays, eps=given(s.epsilon, 1e-8), nesterov=s.nesterov)
+        adam = optax.adam(learning_rate, **decays, eps=given(s.epsilon, 1e-8))
         return optax.GradientTransformation(adam.init, _with_standard_promotion(adam.update))
     tensorflow = s.name == "rmsprop_tf"
     return optax.rmsprop(
