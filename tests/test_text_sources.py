@@ -487,12 +487,12 @@ class TestDocstrings:
                 ["package arrays and package.ndarray objects go to package.sin, package ones not."],
             ),
             (
-                "Parameters\n----------\naxis : int, optional\n    The axis along which to\n    sum. It is last.\n",
+                "Parameters\n----------\naxis : int\n    The axis along which to\n    sum. It is last.\n",
                 ["The axis along which to sum."],
             ),
             (
-                "Args:\n  x: The axis along which\n    to sum all.\n  keep: Whether it keeps\n    that axis or not.",
-                ["The axis along which to sum all.", "Whether it keeps that axis or not."],
+                "Args:\n  x: The axis along which\n    to sum all.\n  keep: Whether it keeps\n    an axis or not.",
+                ["The axis along which to sum all.", "Whether it keeps an axis or not."],
             ),
             (
                 "- The first item goes on\n  in a second line.\n- The second item is a short one.",
@@ -521,11 +521,11 @@ class TestDocstrings:
     def test_packages_are_read_and_not_imported(self, packages):
         packages(
             {
-                "teapot/__init__.py": '"""The pot is full of tea.\n\nBoth sets have this one sentence."""\n1 / 0\n',
+                "teapot/__init__.py": '"""The pot is full of tea.\n\nBoth have this one sentence too."""\n1 / 0\n',
                 "teapot/a/b.py": 'def f():\n    """The pot is full of tea. Pour it with a steady hand."""\n',
                 "teapot/tests/c.py": '"""Tests have no part in this set."""\n',
                 "teapot/c_test.py": '"""Tests have no part in this set."""\n',
-                "cup/__init__.py": '"""Both sets have this one sentence. The cup is of thin china."""\n1 / 0\n',
+                "cup/__init__.py": '"""Both have this one sentence too. The cup is of thin china."""\n1 / 0\n',
             }
         )
         assert [(e.text, e.label, e.where) for e in docstrings._collect()] == [
