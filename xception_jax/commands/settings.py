@@ -45,7 +45,7 @@ def markdown() -> str:
     for modality in dict.fromkeys(cls.INPUTS for cls, _ in models.MODELS.values()):
         own = {name: tables[name] for name, (cls, _) in models.MODELS.items() if modality == cls.INPUTS}
         inputs = [row for row in _shared(own.values()) if row not in shared]
-        parts += [f"## Models that read {modality}", *_by_section(inputs, f" of models that read {modality}")]
+        parts += [f"## Models that read {modality}", *_by_section(inputs, modality)]
         for cls in dict.fromkeys(models.model_class(name) for name in own):
             name, *variants = (name for name in own if models.model_class(name) is cls)
             parts += [f"## {', '.join([name, *variants])}"]
@@ -62,11 +62,11 @@ def _shared(tables: Iterable[Sequence[Row]]) -> list[Row]:
     return [row for row in first if all(row in table for table in others)]
 
 
-def _by_section(rows: Iterable[Row], title: str = "") -> Iterator[str]:
+def _by_section(rows: Iterable[Row], modality: str = "") -> Iterator[str]:
     """A heading and a table for each section of the recipe."""
     for section, members in itertools.groupby(rows, lambda row: row.name.rpartition(".")[0]):
         if section:
-            yield f"### {section}{title}" if title else f"## {section}"
+            yield f"### {section} ({modality})" if modality else f"## {section}"
         yield _table(members)
 
 
