@@ -1,4 +1,4 @@
-"""The runs behind the paper's tables and figures (Chollet 2017, section 4), each at three scales.
+"""The runs behind the paper's tables and figures (Chollet 2017, section 4) and a notebook, each at three scales.
 
     python -m xception_jax reproduce TARGET --scale SCALE    # trains what it needs, and reports
     python train.py --config configs/reproduction.py:SCALE/RUN --workdir DIR    # one run
@@ -9,12 +9,16 @@ SCALE is
            several digits, in the place of ImageNet and JFT: on 2 CPU cores 40 seconds for Xception
     smoke  shallow besides, 4 steps: whether it runs
 
-All small runs have the optimizers of section 4.2, VGG-16 with a lower learning rate. Xception has 192,178
+The text models are those of the notebook, see configs/ag_news.py. The small scale has docstrings, not AG News.
+Their names are CELL_VECTORS_READOUT, and gru, two_layers and bidirectional, which change lstm_shifted_packed.
+
+All other small runs have the optimizers of section 4.2, VGG-16 with a lower learning rate. Xception has 192,178
 parameters there, Inception V3 2.7 % more (in the paper 3.4 %), any number of segments within 0.3 % as many.
 VGG-16 has an eighth of its widths and sees 32 x 32 pixels, which its five poolings need; ResNet-152 has a tenth.
 """
 
 from configs import (
+    ag_news,
     common,
     imagenet_inception_v3,
     imagenet_resnet152,
@@ -67,6 +71,23 @@ RUNS = {
     "jft_inception_v3_fc": (jft_inception_v3_fc, {}),
 }
 
+# Run of a text model -> settings of the model.
+VECTORS = {"normal": 0.0, "shifted": -0.5}  # mean of the initial vectors
+TEXT_RUNS = {
+    f"{cell}_{vectors}_{readout}": {"cell": cell, "embedding_mean": mean, "readout": readout}
+    for cell in ("rnn", "lstm")
+    for vectors, mean in VECTORS.items()
+    for readout in ("mean", "last", "packed")
+}
+TEXT_RUNS |= {
+    run: TEXT_RUNS["lstm_shifted_packed"] | changes
+    for run, changes in {
+        "gru": {"cell": "gru"},
+        "two_layers": {"layers": 2},
+        "bidirectional": {"bidirectional": True},
+    }.items()
+}
+
 THIN = {
     "xception": {
         "stem_widths": (8, 16),
@@ -96,8 +117,11 @@ SHALLOW = {
 def get_config(variant: str):
     """The recipe of "SCALE/RUN"."""
     scale, _, run = variant.partition("/")
-    if scale not in ("full", "small", "smoke") or run not in RUNS:
-        raise ValueError(f"variant {variant!r}: write SCALE/RUN, full, small or smoke / one of {', '.join(RUNS)}")
+    if scale not in ("full", "small", "smoke") or run not in RUNS | TEXT_RUNS:
+        runs = ", ".join(RUNS | TEXT_RUNS)
+        raise ValueError(f"variant {variant!r}: write SCALE/RUN, full, small or smoke / one of {runs}")
+    if run in TEXT_RUNS:
+        return _of_texts(scale, TEXT_RUNS[run])
     recipe, changes = RUNS[run]
     config = recipe.get_config()
     config.update_from_flattened_dict(changes)
@@ -112,6 +136,20 @@ def get_config(variant: str):
         config.total_epochs = None
         config.total_steps = 4
         config.evaluate_every_steps, config.evaluate_every_epochs = 2, None
+    return config
+
+
+def _of_texts(scale: str, changes: dict):
+    """A recipe of the notebook: one epoch in batches of 16, Adam, no averaging."""
+    config = ag_news.get_config("packed_lstm")
+    config.model.update(changes)
+    config.eval_batch_size = config.batch_size  # as much padding as in training, which some readouts read
+    if scale != "full":
+        config.data.name = "docstrings"
+    if scale == "smoke":
+        config.model.embedding_size = config.model.hidden_size = 8
+        config.data.max_length = 16  # one length, so one program
+        config.total_epochs, config.total_steps = None, 4
     return config
 
 

@@ -1,5 +1,6 @@
 """`python -m xception_jax reproduce`: recipes, statistics, pages, plots; a figure from nothing to its page."""
 
+import itertools
 import json
 import pathlib
 import sys
@@ -13,7 +14,8 @@ from scipy import stats
 from configs import reproduction
 from xception_jax import __main__
 from xception_jax import recipe as recipe_lib
-from xception_jax.commands.reproduce import figures, intervals, page, rows, speed, training
+from xception_jax.commands.reproduce import effects, figures, intervals, page, rows, speed, training
+from xception_jax.commands.reproduce.notebook import RNN_NOTEBOOK
 from xception_jax.commands.reproduce.targets import TARGETS
 from xception_jax.errors import TrainingError
 from xception_jax.loop import Result
@@ -42,9 +44,13 @@ class TestRecipes:
 
     def test_every_target_has_its_runs(self):
         needed = {network.run for target in TARGETS.values() for network in target.networks}
-        assert needed == set(reproduction.RUNS)
+        assert needed == {*reproduction.RUNS, *reproduction.TEXT_RUNS}
         for target in TARGETS.values():
             assert {run for pair in target.pairs for run in pair} <= {network.run for network in target.networks}
+            weighted = {
+                run for question in target.questions for effect in question.effects for run in effect.weights
+            }
+            assert weighted <= {network.run for network in target.networks}
 
     # The arithmetic of 9 sum m^2 + C_in C_out and 2 C_out for each layer, done without this package.
     @pytest.mark.parametrize(
@@ -71,6 +77,71 @@ class TestRecipes:
     def test_an_unknown_variant_is_refused(self, variant):
         with pytest.raises(ValueError, match="write SCALE/RUN"):
             reproduction.get_config(variant)
+
+
+class TestRecipesOfTexts:
+    """As the lesson trains: batches of 16, one epoch, Adam with 0.001, 64 and 32 units, 0 for unknown tokens."""
+
+    def test_the_runs_are_all_combinations_and_three_more(self):
+        combined = itertools.product(("rnn", "lstm"), ("normal", "shifted"), ("mean", "last", "packed"))
+        names = ["_".join(parts) for parts in combined]
+        assert list(reproduction.TEXT_RUNS) == [*names, "gru", "two_layers", "bidirectional"]
+        assert RNN_NOTEBOOK.seeds == {"full": 5, "small": 5, "smoke": 1}
+
+    @pytest.mark.parametrize(
+        ("run", "cell", "mean", "readout", "layers", "bidirectional"),
+        [
+            ("rnn_normal_mean", "rnn", 0.0, "mean", 1, False),  # RNNClassifier
+            ("rnn_normal_last", "rnn", 0.0, "last", 1, False),
+            ("rnn_normal_packed", "rnn", 0.0, "packed", 1, False),
+            ("rnn_shifted_mean", "rnn", -0.5, "mean", 1, False),
+            ("rnn_shifted_last", "rnn", -0.5, "last", 1, False),
+            ("rnn_shifted_packed", "rnn", -0.5, "packed", 1, False),
+            ("lstm_normal_mean", "lstm", 0.0, "mean", 1, False),
+            ("lstm_normal_last", "lstm", 0.0, "last", 1, False),
+            ("lstm_normal_packed", "lstm", 0.0, "packed", 1, False),
+            ("lstm_shifted_mean", "lstm", -0.5, "mean", 1, False),
+            ("lstm_shifted_last", "lstm", -0.5, "last", 1, False),  # LSTMClassifier
+            ("lstm_shifted_packed", "lstm", -0.5, "packed", 1, False),  # LSTMPackClassifier
+            ("gru", "gru", -0.5, "packed", 1, False),
+            ("two_layers", "lstm", -0.5, "packed", 2, False),
+            ("bidirectional", "lstm", -0.5, "packed", 1, True),
+        ],
+    )
+    def test_the_notebook_s_recipe(self, run, cell, mean, readout, layers, bidirectional):
+        for scale in ("full", "small", "smoke"):
+            recipe = recipe_lib.parse(reproduction.get_config(f"{scale}/{run}"))
+            model = recipe.model
+            found = [model[key] for key in ("cell", "embedding_mean", "readout", "layers", "bidirectional")]
+            assert found == [cell, mean, readout, layers, bidirectional]
+            sizes = (model["embedding_size"], model["hidden_size"])
+            assert sizes == ((8, 8) if scale == "smoke" else (64, 32))
+            length = (recipe.total_epochs, recipe.total_steps)
+            assert length == ((None, 4) if scale == "smoke" else (1.0, None))
+            assert (recipe.batch_size, recipe.eval_batch_size, recipe.log_every_steps) == (16, 16, 200)
+            assert (recipe.optimizer.name, recipe.optimizer.weight_decay) == ("adam", 0.0)
+            assert (recipe.schedule.name, recipe.schedule.base_lr) == ("constant", 0.001)
+            assert (recipe.schedule.lr_rule, recipe.averaging.decay) == ("none", None)
+            assert (recipe.data.vocabulary_order, recipe.data.min_freq) == ("notebook", 1)
+            assert recipe.data.name == ("ag_news" if scale == "full" else "docstrings")
+
+    # 64 V + the rest, as torch counts them for four classes.
+    @pytest.mark.parametrize(
+        ("run", "rest"),
+        [
+            ("rnn_normal_mean", 3_268),
+            ("lstm_shifted_last", 12_676),
+            ("lstm_shifted_packed", 12_676),
+            ("gru", 9_540),
+            ("two_layers", 21_124),
+            ("bidirectional", 25_348),
+        ],
+    )
+    def test_sizes_are_the_notebook_s(self, run, rest):
+        recipe = recipe_lib.parse(reproduction.get_config(f"full/{run}"))
+        sizes = {"vocab_size": 95_812, "num_classes": 4}
+        model = nnx.eval_shape(lambda: create_model(recipe.model_name, **recipe.model_settings | sizes))
+        assert sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))) == 64 * 95_812 + rest
 
 
 class TestStatistics:
@@ -105,6 +176,18 @@ def make_rows(name, finals):
         for step in (10, 20, 30)
         for weights in ("raw", "averaged")
     ]
+
+
+def make_text_rows(finals, running=0.5, later=None):
+    """The rows of the text models, which have no averaged weights: run -> the held-out accuracy of each seed."""
+    numbers = {"running": running, "running_108800": later}
+    table = make_rows("rnn_notebook", finals)
+    return [row | numbers | {"top1": finals[row["run"]][row["seed"]]} for row in table if row["weights"] == "raw"]
+
+
+def write_text_page(finals, scale="small", **numbers):
+    about = {"settings": (), "command": "COMMAND", "written": "by CODE", "plot": "p.png"}
+    return page.write(RNN_NOTEBOOK, make_text_rows(finals, **numbers), scale=scale, **about)
 
 
 def write_page(name, finals, scale="small", settings=()):
@@ -182,7 +265,133 @@ class TestPage:
         assert "**Verdict.** A smoke test: the numbers mean nothing." in text
 
 
+# Held-out accuracies of two seeds. The LSTM adds 0.1, shifted vectors 0.02, "last" -0.2, an LSTM with "last" another
+# -0.08, and an LSTM with seed 1 another 0.01.
+CUBE = {
+    "rnn_normal_mean": [0.50, 0.50],
+    "lstm_normal_mean": [0.60, 0.61],
+    "rnn_shifted_mean": [0.52, 0.52],
+    "lstm_shifted_mean": [0.62, 0.63],
+    "rnn_normal_last": [0.30, 0.30],
+    "lstm_normal_last": [0.32, 0.33],
+    "rnn_shifted_last": [0.32, 0.32],
+    "lstm_shifted_last": [0.34, 0.35],
+}
+
+
+class TestEffects:
+    def test_shares_are_means_over_all_orders(self):
+        """The interaction of -0.08 belongs half to the cell and half to the readout."""
+        shares = RNN_NOTEBOOK.questions[1].effects
+        found = {e.label: effects.measured(e, make_text_rows(CUBE), "top1") for e in shares}
+        expected = {"cell": 0.1 - 0.04 + 0.005, "initial vectors": 0.02, "readout": -0.2 - 0.04}
+        assert {name: share.mean for name, share in found.items()} == pytest.approx(expected)
+        # Student's t for two pairs: 12.7062; the standard error of 0.06 and 0.07 is 0.005.
+        assert found["cell"].high - found["cell"].mean == pytest.approx(12.7062 * 0.005, rel=1e-4)
+        (total,) = [
+            e for e in RNN_NOTEBOOK.questions[0].effects if e.label == "LSTMClassifier against RNNClassifier"
+        ]
+        whole = effects.measured(total, make_text_rows(CUBE), "top1").mean
+        assert sum(share.mean for share in found.values()) == pytest.approx(whole) == pytest.approx(-0.155)
+
+    def test_only_common_seeds_count(self):
+        (effect, *_) = RNN_NOTEBOOK.questions[0].effects
+        table = make_text_rows({"lstm_shifted_packed": [0.6, 0.7, 0.9], "lstm_shifted_last": [0.5, 0.4]})
+        found = effects.measured(effect, table, "top1")
+        assert (round(found.mean, 9), found.pairs) == (0.2, 2)
+        assert effects.measured(effect, make_text_rows({"lstm_shifted_packed": [0.6]}), "top1") is None
+        assert effects.measured(effect, table, "running_108800") is None
+
+    def test_the_notebook_s_numbers(self):
+        differences = [
+            effects.printed(effect, RNN_NOTEBOOK.networks, "running_108800")
+            for effect in RNN_NOTEBOOK.questions[0].effects
+        ]
+        # 0.8051378 - 0.7601563, 0.7601563 - 0.8060570, 0.8051378 - 0.8060570 at 108,800, from its log
+        np.testing.assert_allclose(differences, [0.04498, -0.04590, -0.00092], atol=1e-5)
+        printed = {
+            network.run: network.paper["running"] for network in RNN_NOTEBOOK.networks if len(network.paper) > 1
+        }
+        # At the end it prints 0.7728 and 0.8138166666666666.
+        assert printed == {"lstm_shifted_last": 0.7728, "lstm_shifted_packed": 0.81382}
+
+
+class TestRunningAccuracy:
+    LINES = (
+        {"step": 200, "top1": 0.25},
+        {"step": 400, "top1": 0.75},
+        {"step": 440, "top1": 1.0},
+    )
+
+    def test_is_weighted_by_steps(self):
+        assert rows.running_accuracy(self.LINES, 440) == pytest.approx((200 * 0.25 + 200 * 0.75 + 40) / 440)
+        assert rows.running_accuracy(self.LINES, 400) == 0.5
+
+    @pytest.mark.parametrize("steps", [0, 300, 400.5, 6800])
+    def test_is_unknown_where_no_row_ends(self, steps):
+        assert rows.running_accuracy(self.LINES, steps) is None
+
+    def test_is_unknown_without_top1(self):
+        assert rows.running_accuracy([{"step": 200, "map100": 0.5}], 200) is None
+        assert rows.running_accuracy([], 200) is None
+
+
+class TestPageOfTexts:
+    FINALS = CUBE | {"lstm_shifted_packed": [0.60, 0.62]}
+
+    def test_numbers_stand_beside_the_notebook_s(self):
+        text = write_text_page(self.FINALS)
+        assert "The raw weights are evaluated on every held-out text." in text and "Seeds: 0, 1." in text
+        row = "| LSTM, N(-0.5, 1), packed (LSTMPackClassifier) | 1,234 | 2 | 61.00 ± 1.41 | 81.38 | 50.00 ± 0.00"
+        assert f"{row} | -31.38 | 80.51 |\n" in text
+        assert "| LSTMPackClassifier, with a GRU |  | 0 | failed |  | failed |  |  |\n" in text
+        assert "The notebook measured on other texts, so the differences to its numbers say nothing." in text
+        # 26 and 27 points; 26.5 +- 12.7062 * 0.5
+        row = "| LSTMPackClassifier against LSTMClassifier | +26.50 (+20.15 to +32.85) |"
+        assert f"{row} +0.00 (+0.00 to +0.00) | +4.50 |\n" in text
+        assert "over training" not in text and "image" not in text
+
+    def test_the_full_scale_reaches_the_end_of_the_notebook_s_log(self):
+        text = write_text_page(self.FINALS, scale="full", later=0.80)
+        row = "| RNN, N(0, 1), mean (RNNClassifier) | 1,234 | 2 | 50.00 ± 0.00 |  | 50.00 ± 0.00 |  | 80.61 |"
+        assert f"{row} 80.00 ± 0.00 | -0.61 |\n" in text
+        assert "other texts" in text and "say nothing" not in text
+
+    @pytest.mark.parametrize(
+        ("packed", "words"),
+        [
+            ([0.60, 0.62], "better, as the notebook says: LSTMPackClassifier against LSTMClassifier +26.50 ("),
+            ([0.20, 0.21], "worse, contrary to what the notebook says: LSTMPackClassifier against LSTMClassifier"),
+            ([0.30, 0.40], "no significant difference: LSTMPackClassifier against LSTMClassifier +0.50 ("),
+            ([0.60], "undecided with one seed: LSTMPackClassifier against LSTMClassifier +26.00 (one seed)"),
+        ],
+    )
+    def test_the_verdict_follows_from_the_interval(self, packed, words):
+        text = write_text_page(CUBE | {"lstm_shifted_packed": packed})
+        assert f"The notebook's models, held-out accuracy in points: {words}" in text
+        shares = "between LSTMClassifier and RNNClassifier, held-out accuracy in points: "
+        assert (
+            f"{shares}better: cell +6.50 (+0.15 to +12.85), initial vectors +2.00 (+2.00 to +2.00); worse:" in text
+        )
+        assert "Not trained: RNN, N(0, 1), packed, " in text
+
+    def test_a_smoke_test_claims_nothing(self):
+        assert "**Verdict.** A smoke test: the numbers mean nothing." in write_text_page(CUBE, scale="smoke")
+
+
 class TestFigures:
+    def test_factors_stand_by_readout(self):
+        table = make_text_rows({"lstm_shifted_last": [0.4, 0.5], "rnn_normal_mean": [0.6], "gru": [0.7, 0.7]})
+        (axes,) = figures.factors(table, RNN_NOTEBOOK.labels, "top1").axes
+        ticks = [tick.get_text() for tick in axes.get_xticklabels()]
+        assert ticks == ["mean", "last", "packed", "with a GRU", "with two layers", "bidirectional"]
+        assert [text.get_text() for text in axes.get_legend().texts] == ["RNN, N(0, 1)", "LSTM, N(-0.5, 1)"]
+        means = {round(x, 3): y for bar in axes.containers for x, y in [bar.lines[0].get_xydata()[0]]}
+        assert means == pytest.approx({-0.225: 60, 1.225: 45, 3.0: 70})
+        (half,) = (bar for bar in axes.containers if bar.lines[0].get_xydata()[0][1] == 45)
+        low, high = half.lines[2][0].get_segments()[0][:, 1]
+        assert (high - low) / 2 == pytest.approx(12.7062 * 5, rel=1e-4)  # the standard error is 5 points
+
     def test_a_profile_has_a_line_for_each_seed_and_their_mean(self):
         table = make_rows("fig9", {"xception": [0.9, 0.6], "xception_without_residuals": [0.3, 0.3]})
         labels = {"xception": "with", "xception_without_residuals": "without"}
@@ -230,6 +439,13 @@ class TestSpeed:
         assert "0.500 times the steps" in text
         assert "CLAIM. Here: Xception has 3.26 % fewer parameters, and is slower in 2 of 3 rounds." in text
         assert "times mean nothing" in speed.verdict(measured, "CLAIM.", "smoke")
+
+
+def test_a_run_without_averaged_weights_reports_its_raw_ones():
+    table = make_text_rows({"gru": [0.7, 0.6]})
+    assert rows.final(table, "gru", "top1") == {0: 0.7, 1: 0.6}
+    averaged = make_rows("fig9", {"xception": [0.9]})  # whose raw weights have 0
+    assert rows.final(averaged, "xception", "top1") == {0: 0.9}
 
 
 def test_rows_survive_the_file(tmp_path):
@@ -382,6 +598,16 @@ class TestCommand:
             f" --config.data.root=/data --config.data.eval_exclude=B --workdir={tmp_path}/full/xception/seed0\n"
         )
 
+    def test_text_models_are_trained_five_times_on_ag_news(self, reproduce, tmp_path):
+        where = ("--workdir", tmp_path, "--text-root", "/texts", "--data-root", "/data")
+        code, output = reproduce("rnn_notebook", "--scale", "full", *where, "--list")
+        lines = output.splitlines()
+        assert code == 0 and len(lines) == 75
+        assert lines[0] == (
+            "python train.py --config=configs/reproduction.py:full/rnn_normal_mean --config.seed=0"
+            f" --config.data.root=/texts --workdir={tmp_path}/full/rnn_normal_mean/seed0"
+        )
+
     def test_mistakes_are_one_line(self, reproduce, tmp_path):
         folders = ("--workdir", tmp_path, "--out", tmp_path)
         code, output = reproduce("fig9", "--scale", "smoke", *folders, "--config.modle.residual=False")
@@ -394,6 +620,7 @@ class TestCommand:
         ("arguments", "message"),
         [
             (["fig9", "--data-root", "/data"], "--data-root: belongs to --scale full; leave it out"),
+            (["rnn_notebook", "--text-root", "/t"], "--text-root: belongs to --scale full; leave it out"),
             (
                 ["table3", "--sclae", "smoke"],
                 "--sclae: no such flag; settings of the recipes are written --config",
@@ -405,10 +632,6 @@ class TestCommand:
             (
                 ["fig9", "--seeds", "7"],
                 "--seeds: the results will not be those of results/reproduce; name a folder",
-            ),
-            (
-                ["fig9", "--out", "o", "--config.averaging.decay=0"],
-                "--config.averaging.decay=0.0: the averaged weights",
             ),
         ],
     )

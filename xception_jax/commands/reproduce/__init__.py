@@ -10,24 +10,29 @@ from collections.abc import Sequence
 from xception_jax import loop
 from xception_jax.commands import device
 from xception_jax.commands.reproduce import figures, page, rows, speed, training
-from xception_jax.commands.reproduce.targets import SCALES, SEEDS, TARGETS, Target
+from xception_jax.commands.reproduce.definitions import SCALES, Target
+from xception_jax.commands.reproduce.targets import TARGETS
 from xception_jax.commands.reproduce.training import Job
 from xception_jax.errors import TrainingError, UserError
 from xception_jax.run import memory
 
 OUT = pathlib.Path("results/reproduce")
+HEADINGS = {"paper": "The paper's tables and figures", "notebook": "The notebook's text models"}  # by document
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's flags; --config.KEY=VALUE changes every recipe."""
     parser.add_argument("target", choices=[*TARGETS, "all"], help="table or figure of the paper")
     parser.add_argument("--scale", choices=SCALES, default="small", help="see configs/reproduction.py")
-    parser.add_argument("--seeds", type=int, nargs="+", help="default: 0, at the small scale 0 1 2")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", help="default: 0; small: 0 1 2; rnn_notebook, small and full: 0 1 2 3 4"
+    )
     runs = pathlib.Path("runs/reproduce")
     parser.add_argument("--workdir", type=pathlib.Path, default=runs, help="folder of the runs")
     parser.add_argument("--out", type=pathlib.Path, help=f"folder of the results; default: {OUT}")
     parser.add_argument("--data-root", help="full scale: TFDS's data_dir with imagenet2012")
     parser.add_argument("--jft-root", help="full scale: TFDS's data_dir with open_images_v4")
+    parser.add_argument("--text-root", help="full scale: folder with AG News' train.csv and test.csv")
     parser.add_argument("--blacklist", help="full scale: file that lists ImageNet validation images to leave out")
     about = "print the commands of the missing runs, to run them elsewhere"
     parser.add_argument("--list", action="store_true", help=about)
@@ -65,7 +70,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _check(arguments: argparse.Namespace) -> None:
     """Raises UserError for flags that do not go together."""
-    for flag in ("data_root", "jft_root", "blacklist"):
+    for flag in ("data_root", "jft_root", "text_root", "blacklist"):
         if getattr(arguments, flag) is not None and arguments.scale != "full":
             raise UserError(f"--{flag.replace('_', '-')}: belongs to --scale full; leave it out")
     settings = arguments.settings_of_recipe
@@ -87,13 +92,15 @@ def _jobs(arguments: argparse.Namespace, target: Target) -> list[Job]:
         return []
     scale, jobs = arguments.scale, []
     for run in target.labels:
-        if run.startswith("jft_"):
+        if target.examples == "texts":
+            places = {"root": arguments.text_root}
+        elif run.startswith("jft_"):
             places = {"root": arguments.jft_root}
         else:
             places = {"root": arguments.data_root, "eval_exclude": arguments.blacklist}
         settings = [f"--config.data.{key}={value}" for key, value in places.items() if value is not None]
         settings += arguments.settings_of_recipe
-        for seed in dict.fromkeys(arguments.seeds or range(SEEDS[scale])):
+        for seed in dict.fromkeys(arguments.seeds or range(target.seeds[scale])):
             jobs.append(
                 training.make_job(run, scale=scale, seed=seed, workdir=arguments.workdir, settings=settings)
             )
@@ -119,7 +126,7 @@ def _report(name: str, jobs: Sequence[Job], out: pathlib.Path, arguments: argpar
         if not found:
             print(f"{name}: no page, since all runs failed", flush=True)
             return
-        rows.write(out / f"{name}.csv", found)
+        rows.write(out / f"{name}.csv", found, dict.fromkeys([*rows.COLUMNS, *target.measures]))
         figure = figures.FIGURES[target.kind](found, labels, target.measures[0])
         text = page.write(target, found, scale=scale, settings=arguments.settings_of_recipe, **about)
     figure.savefig(out / f"{name}.png", dpi=120)
@@ -128,10 +135,17 @@ def _report(name: str, jobs: Sequence[Job], out: pathlib.Path, arguments: argpar
 
 
 def _index(out: pathlib.Path, scale: str) -> None:
-    """Writes README.md of the folder: a list of its pages with their verdicts."""
-    lines = [f"# The paper's tables and figures, scale `{scale}`", "", f"Runs: {SCALES[scale]}.", ""]
-    for name, target in TARGETS.items():
-        if (path := out / f"{name}.md").exists():
+    """Writes README.md of the folder: its pages with their verdicts, by document."""
+    sections = []
+    for document, title in HEADINGS.items():
+        targets = {name: target for name, target in TARGETS.items() if target.document == document}
+        pages = {name: path for name in targets if (path := out / f"{name}.md").exists()}
+        if not pages:
+            continue
+        runs = next(iter(targets.values())).scales[scale]
+        lines = [f"{'##' if sections else '#'} {title}, scale `{scale}`", "", f"Runs: {runs}.", ""]
+        for name, path in pages.items():
             verdicts = re.findall(r"^\*\*Verdict\.\*\* (.*)$", path.read_text(), re.MULTILINE)
-            lines += [f"- [{target.title}]({name}.md)", *(f"  {verdict}" for verdict in verdicts)]
-    (out / "README.md").write_text("\n".join(lines) + "\n")
+            lines += [f"- [{targets[name].title}]({name}.md)", *(f"  {verdict}" for verdict in verdicts)]
+        sections.append("\n".join(lines) + "\n")
+    (out / "README.md").write_text("\n".join(sections))

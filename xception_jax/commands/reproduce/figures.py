@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from xception_jax.commands.reproduce import intervals
 from xception_jax.commands.reproduce import rows as rows_lib
 from xception_jax.commands.reproduce.rows import Row
 
@@ -29,7 +30,7 @@ def profiles(rows: Sequence[Row], labels: Mapping[str, str], measure: str) -> Fi
     """
     figure, axes = _new(measure)
     for color, (run, label) in zip(itertools.cycle(COLORS), labels.items(), strict=False):
-        curves = list(rows_lib.averaged(rows, run).values())
+        curves = list(rows_lib.evaluations(rows, run).values())
         if not curves:
             continue
         steps = [[point["step"] for point in points] for points in curves]
@@ -77,7 +78,46 @@ def spectrum(rows: Sequence[Row], labels: Mapping[str, str], measure: str) -> Fi
     return figure
 
 
-FIGURES = {"table": accuracies, "profile": profiles, "spectrum": spectrum}  # by the kind of target
+def factors(rows: Sequence[Row], labels: Mapping[str, str], measure: str) -> Figure:
+    """Plots the measure at the end of training by readout: means with 95 % intervals, and small dots for seeds.
+
+    A run is called CELL_VECTORS_READOUT, and its label begins with these three; other runs stand to the right.
+    """
+    figure, axes = _new(measure)
+    parts = {  # (cell and vectors, or "", and the place on the axis)
+        run: tuple(run.rsplit("_", 1)) if run.count("_") == 2 else ("", label.rpartition(", ")[2])
+        for run, label in labels.items()
+    }
+    ticks = list(dict.fromkeys(tick for _, tick in parts.values()))
+    groups = list(dict.fromkeys(group for group, _ in parts.values() if group))
+    named = set()
+    for run, label in labels.items():
+        values = [100 * value for value in rows_lib.final(rows, run, measure).values()]
+        if not values:
+            continue
+        group, tick = parts[run]
+        place, color = float(ticks.index(tick)), "black"
+        if group:
+            place += 0.15 * (groups.index(group) - (len(groups) - 1) / 2)
+            color = COLORS[groups.index(group)]
+        name = ", ".join(label.split(", ")[:-1]) if group and group not in named else None
+        named.add(group)
+        mean = intervals.paired_difference(values, [0.0] * len(values))
+        half = 0.0 if mean.low is None else mean.mean - mean.low
+        axes.plot([place - 0.05] * len(values), values, ".", color=color, alpha=0.4, markersize=4)
+        axes.errorbar(place, mean.mean, half, fmt="o", capsize=3, color=color, label=name)
+    axes.set_xticks(range(len(ticks)), ticks)
+    axes.set_xlabel("readout, and in black LSTMPackClassifier with one change")
+    axes.legend()
+    return figure
+
+
+FIGURES = {
+    "table": accuracies,
+    "profile": profiles,
+    "spectrum": spectrum,
+    "factors": factors,
+}  # by the kind of target
 
 
 def steps_per_second(rows: Sequence[Row], labels: Mapping[str, str]) -> Figure:

@@ -26,6 +26,17 @@ class Difference:
             return 0
         return 1 if self.mean > 0 else -1
 
+    def in_points(self) -> str:
+        """The difference between two shares, in percentage points.
+
+        >>> Difference(0.1, 0.05, 0.15, pairs=3).in_points()
+        '+10.00 (+5.00 to +15.00)'
+        """
+        text = f"{100 * self.mean:+.2f}"
+        if self.low is None:
+            return f"{text} (one seed)"
+        return f"{text} ({100 * self.low:+.2f} to {100 * self.high:+.2f})"
+
 
 def paired_difference(ours: Sequence[float], theirs: Sequence[float]) -> Difference:
     """The mean of ours - theirs over the same seeds, with the 95 % confidence interval of Student's t-test.

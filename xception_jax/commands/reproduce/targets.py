@@ -1,55 +1,8 @@
-"""The paper's tables and figures: the runs that each needs, and what the paper reports and concludes."""
+"""The tables and figures: the runs that each needs, and what the paper or the notebook reports and concludes."""
 
-import dataclasses
+from xception_jax.commands.reproduce.definitions import IMAGENET, JFT, Network, Target
+from xception_jax.commands.reproduce.notebook import RNN_NOTEBOOK
 
-
-@dataclasses.dataclass(frozen=True)
-class Network:
-    """A row or curve: its names in configs/reproduction.py and in the paper, and the paper's number by measure."""
-
-    run: str
-    label: str
-    paper: dict[str, float] = dataclasses.field(default_factory=dict)
-
-
-@dataclasses.dataclass(frozen=True)
-class Target:
-    """A table or figure.
-
-    Attributes:
-      title: title of the page, with the number in the paper.
-      measures: metrics to report; the first is used for the comparisons.
-      networks: the rows or curves.
-      claim: what the paper concludes; it says that the first of each pair is better. None: an open question.
-      of_convergence: whether the claim is about the speed of convergence too, not only about the end of training.
-      note: what else a reader has to know.
-      kind: "table", "profile" (the first measure against gradient steps), "spectrum" (the first measure against
-        the number of segments) or "speed".
-      comparisons: pairs of runs, (better, worse) by the claim; None = the first network and each other one.
-    """
-
-    title: str
-    measures: tuple[str, ...]
-    networks: tuple[Network, ...]
-    claim: str | None
-    kind: str
-    comparisons: tuple[tuple[str, str], ...] | None = None
-    of_convergence: bool = False
-    note: str = ""
-
-    @property
-    def labels(self) -> dict[str, str]:
-        """The label of each run."""
-        return {network.run: network.label for network in self.networks}
-
-    @property
-    def pairs(self) -> tuple[tuple[str, str], ...]:
-        """The comparisons as pairs of runs."""
-        first, *others = (network.run for network in self.networks)
-        return self.comparisons or tuple((first, other) for other in others)
-
-
-IMAGENET, JFT = ("top1", "top5"), ("map100",)
 BETTER = "Xception is better (section 4.5.1)."
 XCEPTION = Network("xception", "Xception", {"top1": 0.790, "top5": 0.945})
 INCEPTION = Network("inception_v3", "Inception V3", {"top1": 0.782, "top5": 0.941})
@@ -134,14 +87,5 @@ TARGETS = {
         note="A layer with fewer channels than segments has one a channel. At the small scale that makes nearly"
         " all layers of the network of 64 segments depthwise ones, and the first layers of those of 32 and 16.",
     ),
+    "rnn_notebook": RNN_NOTEBOOK,
 }
-
-SCALES = {
-    "full": "the paper's networks and recipes on ImageNet, and on Open Images in the place of JFT",
-    "small": "thin networks of the paper's depth on 8 x 8 pixel digits (1,437 to train on, 360 held out), and on"
-    " canvases of several digits in the place of JFT, for 10 and 2 epochs, after which networks without"
-    " residual connections have not converged. It can show an effect that is strong on any task; it says nothing"
-    " of natural images, of many classes, or of networks a hundred times as large",
-    "smoke": "4 steps of shallow networks: that everything runs, and nothing else",
-}
-SEEDS = {"full": 1, "small": 3, "smoke": 1}

@@ -65,8 +65,6 @@ def make_job(run: str, *, scale: str, seed: int, workdir: pathlib.Path, settings
     """
     flags = (f"--config={RECIPES}:{scale}/{run}", f"--config.seed={seed}", *settings)
     config = command_line.read_config(flags, example="python -m xception_jax reproduce fig9")
-    if not (decay := config.averaging.decay):
-        raise UserError(f"--config.averaging.decay={decay}: the averaged weights are reported; leave it on")
     return Job(run, seed, flags, config, workdir / scale / run / f"seed{seed}")
 
 
