@@ -149,6 +149,7 @@ def _of_texts(scale: str, changes: dict):
     if scale == "smoke":
         config.model.embedding_size = config.model.hidden_size = 8
         config.data.max_length = 16  # one length, so one program
+        config.eval_batch_size = 200
         config.total_epochs, config.total_steps = None, 4
     return config
 
