@@ -6,7 +6,7 @@ import pytest
 from flax import nnx
 
 from xception_jax import optim, state
-from xception_jax.models import MODELS, create_model, model_class
+from xception_jax.models import MODELS, create_model, model_class, model_config
 from xception_jax.models.recurrent import READOUTS
 
 NAME = "packed_lstm_classifier"
@@ -120,6 +120,8 @@ def test_initial_weights_are_bounded_as_in_torch():
     for weight in (direction.input_kernel, direction.recurrent_kernel, model.classifier.kernel):
         values = np.abs(np.asarray(weight[...]))
         assert 0.19 < values.max() <= 0.2 and values.mean() == pytest.approx(0.1, abs=0.01)
+    assert model.config.embedding_mean == model_config("packed_lstm_classifier").embedding_mean == -0.5
+    assert model_config("rnn_classifier").embedding_mean == 0
     vectors = np.asarray(model.embedding[...])
     assert vectors.mean() == pytest.approx(-0.5, abs=0.02) and vectors.std() == pytest.approx(1, abs=0.02)
 

@@ -24,7 +24,7 @@ MODELS: dict[str, tuple[type[nnx.Module], dict[str, Any]]] = {
     "vgg16_separable": (SeparableVGG, {}),
     "rnn_classifier": (RecurrentClassifier, {"cell": "rnn", "readout": "mean"}),
     "lstm_classifier": (RecurrentClassifier, {"readout": "last", "embedding_mean": -0.5}),
-    "packed_lstm_classifier": (RecurrentClassifier, {}),
+    "packed_lstm_classifier": (RecurrentClassifier, {"embedding_mean": -0.5}),
 }
 
 
