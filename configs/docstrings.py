@@ -5,7 +5,7 @@ downloaded; see docs/data.md. The model is a bidirectional GRU with dropout and 
 
     python train.py --config configs/docstrings.py --workdir runs/docstrings
 
-Expected: at least 80 % top-1 on the held-out sentences, in under 2 minutes on 2 CPU cores.
+Expected: at least 77 % top-1 on the held-out sentences, in under 2 minutes on 2 CPU cores.
 """
 
 from configs import common
@@ -18,7 +18,7 @@ def get_config(variant: str = ""):
     config.data.min_freq = 2
     config.batch_size = 64
     config.eval_batch_size = 200
-    config.total_epochs = 5.0
+    config.total_epochs = 3.0
 
     config.model.cell = "gru"
     config.model.bidirectional = True

@@ -13,6 +13,8 @@ import absl.flags
 import jax
 import numpy as np
 import pytest
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
 
 import xception_jax
 from configs import ag_news, docstrings
@@ -297,3 +299,22 @@ def test_recipes_of_ag_news(variant):
     lesson = {"": (64, "max"), "rnn": (16, "mean"), "lstm": (16, "last"), "packed_lstm": (16, "packed")}
     assert (parsed.batch_size, parsed.model["readout"]) == lesson[variant]
     assert parsed.data.vocabulary_order == ("notebook" if variant else "pad_first")
+
+
+@pytest.mark.slow
+def test_the_docstrings_recipe_reaches_its_accuracy(tmp_path):
+    """The recipe's claim, beside TF-IDF of one and two words with logistic regression on the same sentences."""
+    command = [sys.executable, "train.py", "--config=configs/docstrings.py", f"--workdir={tmp_path / 'run'}"]
+    one_device = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    subprocess.run(command, cwd=ROOT, env=one_device, check=True)
+    trained = xception_jax.load(tmp_path / "run")
+    assert all(values["top1"] >= 0.77 for values in trained.evaluation.values())
+    texts = corpus.load(corpus.TextSources())
+    vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
+    features = vectorizer.fit_transform(texts.train.texts)
+    classifier = LogisticRegression(C=10, solver="saga", tol=1e-3).fit(features, texts.train.labels)
+    accuracy = classifier.score(vectorizer.transform(texts.validation.texts), texts.validation.labels)
+    print("logistic regression:", accuracy, "recipe:", trained.evaluation)
+    predicted = trained.predict(texts.validation.texts).argmax(axis=1)
+    assert np.mean(predicted == texts.validation.labels) == pytest.approx(trained.evaluation["averaged"]["top1"])
+    assert 0.77 < accuracy < 0.83
