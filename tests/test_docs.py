@@ -304,9 +304,11 @@ class TestNumbers:
 
     def test_parameters(self):
         """Every count in docs/networks.md is one that the tests of the models hold."""
-        tests = "".join((ROOT / "tests" / f"test_{module}.py").read_text() for module in ("models", "xception"))
+        tests = "".join(
+            (ROOT / "tests" / f"test_{module}.py").read_text() for module in ("models", "xception", "recurrent")
+        )
         counts = re.findall(r"\| ([\d,]{9,}) \|", (ROOT / "docs/networks.md").read_text())
-        assert len(counts) == 11
+        assert len(counts) == 14
         assert [count for count in counts if count.replace(",", "_") not in tests] == []
         assert counts[0] in (ROOT / "README.md").read_text()
 
