@@ -94,3 +94,23 @@ def test_compare_runs_runs(reproduced):
     measured = [json.loads(line) for line in (runs / "xception/seed0/metrics.jsonl").read_text().splitlines()]
     top1 = [row["top1"] for row in measured if row["kind"] == "averaged"][-1]
     assert f"xception: {top1:.2%} right" in text and "(1 seeds)" in text
+
+
+def test_text_classification_runs(tmp_path):
+    """The counts are those of torch's layers; batch_sizes is what its pack_padded_sequence gives."""
+    variables = {"XCEPTION_WORKDIR": str(tmp_path / "run"), "XCEPTION_EPOCHS": "0.3"}
+    outputs = execute(FOLDER / "text_classification.ipynb", **variables)
+    assert len(figures(outputs)) == 7  # padding, gradients, gates, tokens, mistakes, confusion matrix, lengths
+    text = printed(outputs)
+    differences = dict(re.findall(r"^(\w+) *: alone .* largest difference ([\d.]+)$", text, re.M))
+    assert float(differences["packed"]) < 1e-6
+    assert float(differences["mean"]) > 0.01 and float(differences["last"]) > 0.01
+    assert "data [1, 6, 9, 2, 7, 3, 8, 4, 5]\nbatch_sizes [3, 2, 2, 1, 1]\n" in text
+    counts = {"rnn": "3,268 6,532 5,380 12,804", "gru": "9,540 19,076 15,876 37,892"}
+    for cell, row in (counts | {"lstm": "12,676 25,348 21,124 50,436"}).items():
+        assert f"{cell} {row}" in " ".join(text.split())
+    assert "rnn  6,135,236 parameters" in text and "lstm 6,144,644 parameters" in text
+    ((top1,),) = percents(text, r"[\d,]+ of [\d,]+ right: top-1")
+    assert percents(text, "measured by the run: top-1") == [[top1]]
+    ((most_frequent,),) = percents(text, "always the most frequent class: top-1")
+    assert top1 > most_frequent + 5
