@@ -1,8 +1,23 @@
-"""Recurrent layers over the steps of right-padded sequences: the tanh RNN, the LSTM and the GRU."""
+"""Recurrent layers over the steps of right-padded sequences: the tanh RNN, the LSTM and the GRU.
+
+With x the projected inputs of a step, b the bias, U the kernel, h the hidden state before the step and h' the one
+after it, the cells are
+
+  rnn (Elman 1990): h' = tanh(x + h U + b)
+  lstm (Hochreiter and Schmidhuber 1997, with the forget gate of Gers et al. 2000), columns i, f, g, o:
+    c' = sigmoid(f) c + sigmoid(i) tanh(g), h' = sigmoid(o) tanh(c'), where [i f g o] = x + h U + b
+  gru (Cho et al. 2014, with the reset gate after the product), columns r, z, n, s = h U + b:
+    h' = (1 - z) n + z h, r = sigmoid(x_r + s_r), z = sigmoid(x_z + s_z), n = tanh(x_n + r s_n)
+
+This is the order of torch's columns. Keras has the LSTM's in the same order, but the GRU's as z, r, n.
+
+The loop has a derivative of its own, and is written for XLA's CPU backend: it keeps what the derivative needs in
+the memory of the projected inputs, and a barrier makes every result that several loops use be computed once only.
+"""
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,18 +39,7 @@ def recurrence(
     reverse: bool = False,
     unroll: int = 1,
 ) -> tuple[jax.Array, jax.Array]:
-    """The hidden states of a recurrent layer that starts with a state of zeros.
-
-    With x the projected inputs of a step, b the bias, U the kernel, h the hidden state before the step and h' the
-    one after it, the cells are
-
-      rnn (Elman 1990): h' = tanh(x + h U + b)
-      lstm (Hochreiter and Schmidhuber 1997, with the forget gate of Gers et al. 2000), columns i, f, g, o:
-        c' = sigmoid(f) c + sigmoid(i) tanh(g), h' = sigmoid(o) tanh(c'), where [i f g o] = x + h U + b
-      gru (Cho et al. 2014, with the reset gate after the product), columns r, z, n, s = h U + b:
-        h' = (1 - z) n + z h, r = sigmoid(x_r + s_r), z = sigmoid(x_z + s_z), n = tanh(x_n + r s_n)
-
-    This is the order of torch's columns. Keras has the LSTM's in the same order, but the GRU's as z, r, n.
+    """The hidden states of a recurrent layer that starts with a state of zeros; its formula stands above.
 
     Args:
       cell: "rnn", "lstm" or "gru", with G = 1, 4 or 3 groups of columns.
@@ -65,15 +69,15 @@ def recurrence(
     """
     if cell not in CELLS:
         raise SettingError("cell", cell, f"choose one of {', '.join(CELLS)}")
-    steps, n, _ = projected.shape
     columns = CELLS[cell].groups * len(kernel)
-    if kernel.shape[1:] != (columns,) or bias.shape != (columns,) or projected.shape != (steps, n, columns):
-        raise ValueError(f"{cell}: {projected.shape}, kernel {kernel.shape} and bias {bias.shape} do not fit")
+    if any(array.shape[-1] != columns for array in (projected, kernel, bias)):
+        shapes = f"projected {projected.shape}, kernel {kernel.shape} and bias {bias.shape}"
+        raise ValueError(f"recurrence of {cell}: {shapes} do not fit")
     run = functools.partial(_run, cell, reverse, unroll, projected, kernel, bias)
     if lengths is None:
         outputs = run(None)
         return outputs, outputs[0 if reverse else -1]
-    step = jnp.arange(steps, dtype=lengths.dtype)[:, None, None]
+    step = jnp.arange(len(projected), dtype=lengths.dtype)[:, None, None]
     lengths = lengths[None, :, None]
     if reverse:  # the state must stay 0 until the last step of the sequence
         outputs = run(step < lengths)
@@ -87,63 +91,80 @@ class Cell(NamedTuple):
 
     Attributes:
       groups: number of groups of columns, each as wide as the state.
-      states: number of arrays [N, H] that are carried from step to step, of which the first is the hidden state.
-      forward: (projected inputs, h U + b, states) -> (new states, arrays for the derivative).
-      backward: (arrays for the derivative, hidden state before, hidden state after, gradients of the new states)
-        -> (gradient of the projected inputs, gradient of h U + b, gradients of the states, without h U's part).
+      states: number of arrays [N, H] that are carried from step to step; the first is the hidden state.
+      kept: number of arrays that `backward` needs of each step; the last is the new hidden state.
+      forward: (projected inputs x, product s = h U + b, states) -> (new states, kept arrays but for the last). The
+        first of the kept arrays has the shape of x, the others have the shape of the state.
+      backward: (kept arrays, hidden state before the step, gradients of the new states) -> (gradients to write
+        over the first kept arrays; gradient of s; gradients of the old states, without what h gets from s). The
+        first gradient to write is that of x; the GRU's second one is that of the last group of columns of s, in
+        which alone the gradients of s and x differ.
     """
 
     groups: int
     states: int
+    kept: int
     forward: Callable[[jax.Array, jax.Array, Arrays], tuple[Arrays, Arrays]]
-    backward: Callable[[Arrays, jax.Array, jax.Array, Arrays], tuple[jax.Array, jax.Array, tuple[Any, ...]]]
+    backward: Callable[[Arrays, jax.Array, Arrays], tuple[Arrays, jax.Array, Arrays]]
 
 
-def _rnn_forward(x, product, states):
-    return (jnp.tanh(x + product),), ()
+def _rnn_forward(x, s, states):
+    return (jnp.tanh(x + s),), ()
 
 
-def _rnn_backward(kept, before, after, gradients):
-    dz = gradients[0] * (1 - after * after)
-    return dz, dz, (0,)
+def _rnn_backward(kept, before, gradients):
+    (h,), (dh,) = kept, gradients
+    dz = dh * (1 - h * h)
+    return (dz,), dz, (jnp.zeros_like(dh),)
 
 
-def _lstm_forward(x, product, states):
-    i, f, g, o = jnp.split(x + product, 4, axis=-1)
-    i, f, g, o = jax.nn.sigmoid(i), jax.nn.sigmoid(f), jnp.tanh(g), jax.nn.sigmoid(o)
-    c = f * states[1] + i * g
-    return (o * jnp.tanh(c), c), (i, f, g, o, states[1])
+def _lstm_forward(x, s, states):
+    _, c = states
+    width = c.shape[1]
+    # One tanh for all columns is faster than four functions: sigmoid(z) = tanh(z / 2) / 2 + 1 / 2.
+    scale = jnp.repeat(jnp.array([0.5, 0.5, 1, 0.5], x.dtype), width)[None]
+    gates = jnp.tanh((x + s) * scale) * scale + (1 - scale)  # [N, 4 H]
+    i, f, g, o = jnp.split(gates, 4, axis=-1)
+    new = f * c + i * g
+    return (o * jnp.tanh(new), new), (gates, c)
 
 
-def _lstm_backward(kept, before, after, gradients):
-    i, f, g, o, c = kept
+def _lstm_backward(kept, before, gradients):
+    gates, c, _ = kept
     dh, dc = gradients
+    i, f, g, o = _once(jnp.split(gates, 4, axis=-1))
     t = jnp.tanh(f * c + i * g)
-    dc = dc + dh * o * (1 - t * t)
+    dc = _once(dc + dh * o * (1 - t * t))
     parts = dc * g * i * (1 - i), dc * c * f * (1 - f), dc * i * (1 - g * g), dh * t * o * (1 - o)
-    dz = jnp.concatenate(parts, axis=-1)
-    return dz, dz, (0, dc * f)
+    dz = jnp.concatenate(parts, axis=-1)  # [N, 4 H]
+    return (dz,), dz, (jnp.zeros_like(dh), dc * f)
 
 
-def _gru_forward(x, product, states):
-    (xr, xz, xn), (sr, sz, sn) = jnp.split(x, 3, axis=-1), jnp.split(product, 3, axis=-1)
-    r, z = jax.nn.sigmoid(xr + sr), jax.nn.sigmoid(xz + sz)
-    n = jnp.tanh(xn + r * sn)
-    return ((1 - z) * n + z * states[0],), (r, z, n, sn)
+def _gru_forward(x, s, states):
+    (h,) = states
+    width = h.shape[1]
+    gates = jnp.tanh((x + s)[:, : 2 * width] * 0.5) * 0.5 + 0.5  # [N, 2 H], the sigmoid
+    r, z = jnp.split(gates, 2, axis=-1)
+    sn = s[:, 2 * width :]
+    n = jnp.tanh(x[:, 2 * width :] + r * sn)
+    return ((1 - z) * n + z * h,), (jnp.concatenate([gates, n], axis=-1), sn)
 
 
-def _gru_backward(kept, before, after, gradients):
-    r, z, n, sn = kept
+def _gru_backward(kept, before, gradients):
+    gates, sn, _ = kept
     (dh,) = gradients
-    dn = dh * (1 - z) * (1 - n * n)
+    r, z, n, sn = _once((*jnp.split(gates, 3, axis=-1), sn))
+    dn = _once(dh * (1 - z) * (1 - n * n))
     dr, dz = dn * sn * r * (1 - r), dh * (before - n) * z * (1 - z)
-    return jnp.concatenate([dr, dz, dn], -1), jnp.concatenate([dr, dz, dn * r], -1), (dh * z,)
+    dsn = dn * r
+    ds = jnp.concatenate([dr, dz, dsn], axis=-1)  # [N, 3 H]
+    return (jnp.concatenate([dr, dz, dn], axis=-1), dsn), ds, (dh * z,)
 
 
 CELLS = {
-    "rnn": Cell(1, 1, _rnn_forward, _rnn_backward),
-    "lstm": Cell(4, 2, _lstm_forward, _lstm_backward),
-    "gru": Cell(3, 1, _gru_forward, _gru_backward),
+    "rnn": Cell(1, 1, 1, _rnn_forward, _rnn_backward),
+    "lstm": Cell(4, 2, 3, _lstm_forward, _lstm_backward),
+    "gru": Cell(3, 1, 3, _gru_forward, _gru_backward),
 }
 
 
@@ -154,47 +175,65 @@ def _run(cell, reverse, unroll, projected, kernel, bias, valid):
 
 
 def _run_forward(cell, reverse, unroll, projected, kernel, bias, valid):
-    wide, (width, n) = accumulator(projected.dtype), (len(kernel), projected.shape[1])
+    """Each step writes what it keeps over its projected inputs, as far as it fits: new arrays would be cleared."""
+    (steps, n, _), width, wide = projected.shape, len(kernel), accumulator(projected.dtype)
     bias = bias.astype(wide)[None]
 
-    def step(states, inputs):
-        x, keep = inputs
-        product = _dot(states[0], kernel, wide) + bias  # [N, G H]
-        states, kept = CELLS[cell].forward(x.astype(wide), product, states)
+    def step(carry, inputs):
+        states, arrays = carry
+        t, keep = inputs
+        x = _read(arrays, t, wide)[0]
+        states, kept = CELLS[cell].forward(x, _dot(states[0], kernel, wide) + bias, states)
         states = _mask(states, keep)
-        return states, _cast((states[0], kept), projected.dtype)
+        return (states, _write(arrays, (*kept, states[0]), t)), None
 
-    zeros = (jnp.zeros((n, width), wide),) * CELLS[cell].states
-    _, (outputs, kept) = lax.scan(step, zeros, (projected, valid), reverse=reverse, unroll=unroll)
-    return outputs, (outputs, kept, kernel, bias, valid)
+    states = (jnp.zeros((n, width), wide),) * CELLS[cell].states
+    arrays = projected, *[jnp.zeros((steps, n, width), projected.dtype)] * (CELLS[cell].kept - 1)
+    inputs = jnp.arange(steps), valid
+    (_, kept), _ = lax.scan(step, (states, arrays), inputs, reverse=reverse, unroll=unroll)
+    return kept[-1], (kept, kernel, bias, valid)
 
 
 def _run_backward(cell, reverse, unroll, residuals, doutputs):
-    """The kernel's gradient is one product after the loop, so that the loop adds nothing up."""
-    outputs, kept, kernel, bias, valid = residuals
-    wide, (steps, n, width) = bias.dtype, outputs.shape
-    nothing = jnp.zeros((1, n, width), outputs.dtype)
-    parts = (outputs[1:], nothing) if reverse else (nothing, outputs[:-1])
-    before = jnp.concatenate(parts)  # [T, N, H], the hidden state before each step
+    """Each step writes its gradients over what it kept; the kernel's gradient is one product after the loop."""
+    kept, kernel, bias, valid = residuals
+    (steps, n, width), dtype, wide = kept[-1].shape, kept[-1].dtype, bias.dtype
+    parts = [jnp.zeros((1, n, width), dtype), kept[-1][1:] if reverse else kept[-1][:-1]]
+    before = jnp.concatenate(parts[::-1] if reverse else parts)  # [T, N, H], the hidden state before each step
+    transposed = _once(kernel.T)  # XLA's CPU backend would transpose it in every step
 
-    def step(gradients, inputs):
-        dy, *arrays, keep = inputs
-        arrays, dy = _cast((arrays, dy), wide)
-        gradients = _mask((gradients[0] + dy, *gradients[1:]), keep)
-        dx, dproduct, (dh, *others) = CELLS[cell].backward(*arrays, gradients)
-        dx, dproduct = _cast((dx, dproduct), outputs.dtype)
-        return (_dot(dproduct, kernel.T, wide) + dh, *others), (dx, dproduct)
+    def step(carry, inputs):
+        gradients, arrays = carry
+        t, h, dy, keep = inputs
+        gradients = _mask((gradients[0] + dy.astype(wide), *gradients[1:]), keep)
+        written, ds, gradients = CELLS[cell].backward(_read(arrays, t, wide), h.astype(wide), gradients)
+        dh = gradients[0] + _dot(ds, transposed, wide)
+        return ((dh, *gradients[1:]), _write(arrays, written, t)), None
 
-    zeros = (jnp.zeros((n, width), wide),) * CELLS[cell].states
-    inputs = (doutputs, kept, before, outputs, valid)
-    _, (dx, dproduct) = lax.scan(step, zeros, inputs, reverse=not reverse, unroll=unroll)
-    dproduct = dproduct.reshape(steps * n, -1)
-    dkernel = _dot(before.reshape(steps * n, width).T, dproduct, wide)
-    dbias = jnp.sum(dproduct, 0, dtype=wide)
-    return dx, dkernel.astype(kernel.dtype), dbias.astype(kernel.dtype), None
+    gradients = (jnp.zeros((n, width), wide),) * CELLS[cell].states
+    inputs = jnp.arange(steps), before, doutputs, valid
+    (_, arrays), _ = lax.scan(step, (gradients, kept), inputs, reverse=not reverse, unroll=unroll)
+    dx = ds = arrays[0]
+    if cell == "gru":
+        ds = lax.dynamic_update_slice_in_dim(dx, arrays[1], 2 * width, axis=2)  # [T, N, 3 H]
+    ds = ds.reshape(steps * n, -1)
+    dkernel = _dot(before.reshape(steps * n, width).T, ds, wide)
+    return dx, dkernel.astype(kernel.dtype), jnp.sum(ds, 0, dtype=wide).astype(kernel.dtype), None
 
 
 _run.defvjp(_run_forward, _run_backward)
+
+
+def _read(arrays: Arrays, t: jax.Array, dtype: jnp.dtype) -> Arrays:
+    """Step t of each array, in another type."""
+    return tuple(lax.dynamic_index_in_dim(array, t, keepdims=False).astype(dtype) for array in arrays)
+
+
+def _write(arrays: Arrays, values: Arrays, t: jax.Array) -> Arrays:
+    """The arrays with new values of step t in the first of them."""
+    put = lax.dynamic_update_index_in_dim
+    written = [put(array, v.astype(array.dtype), t, 0) for array, v in zip(arrays, values, strict=False)]
+    return *written, *arrays[len(written) :]
 
 
 def _dot(a: jax.Array, b: jax.Array, wide: jnp.dtype) -> jax.Array:
@@ -207,5 +246,6 @@ def _mask(states: Arrays, keep: jax.Array | None) -> Arrays:
     return states if keep is None else tuple(jnp.where(keep, state, 0) for state in states)
 
 
-def _cast(arrays: Any, dtype: jnp.dtype) -> Any:
-    return jax.tree.map(lambda array: array.astype(dtype), arrays)
+def _once(x):
+    """x itself, which XLA's CPU backend would otherwise compute again in every loop that uses it."""
+    return lax.optimization_barrier(x) if jax.default_backend() == "cpu" else x
