@@ -118,7 +118,8 @@ def _print_summary(result, workdir: pathlib.Path) -> None:
         f"resolved config   {workdir / 'config.json'}\n"
         f"training profile  {profile}\n\n"
         f"next: {python} -m xception_jax evaluate --workdir {workdir}\n"
-        f"      or in Python: xception_jax.load('{workdir}').predict(images)"
+        f"      {python} -m xception_jax predict --workdir {workdir} EXAMPLE ...\n"
+        f"      or in Python: xception_jax.load('{workdir}').predict([...])"
     )
 
 

@@ -131,7 +131,7 @@ def test_weight_decay(name, mode):
 
 
 def test_adamw_decays_the_weights_directly():
-    optimizer = optim.make_optimizer("adamw", decaying, weight_decay=0.3, weight_decay_mode="decoupled")
+    optimizer = optim.make_optimizer("adamw", decaying, weight_decay=0.3)
     check_paths(actual_path(optimizer), expected_path(adam, decoupled=0.3), atol=ADAM)
 
 
@@ -274,7 +274,6 @@ def test_a_pattern_that_matches_nothing_is_refused():
     "settings, message",
     [
         ({"name": "adagrad"}, "'adagrad'.*sgd"),
-        ({"name": "adamw"}, "weight_decay_mode = 'coupled': .*set it to 'decoupled', or name 'adam'"),
         ({"name": "adam", "nesterov": True}, "nesterov = True.*'adam' has no nesterov"),
         ({"name": "sgd", "decay": 0.9}, "decay = 0.9.*'sgd' has no decay"),
         ({"name": "sgd", "epsilon": 1.0}, "epsilon = 1.0.*'sgd' has no epsilon"),

@@ -56,6 +56,7 @@ FREE = (
     "model.remat",
     "model.scan_middle",
     # Of texts.
+    "data.embeddings",
     "data.eval_root",
     "data.vocabulary",
     "model.unroll",

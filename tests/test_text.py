@@ -144,6 +144,12 @@ class TestBatches:
         for iterator in (*parts, whole):
             iterator.close()
 
+    def test_padding_of_the_last_batch_is_no_longer_than_its_texts(self, built):
+        """Rows without a text are copies of one of the batch, so they do not lengthen it."""
+        *_, last = built.evaluation_batches()
+        real = last["mask"] > 0
+        assert not real.all() and last["length"].max() == last["length"][real].max()
+
     def test_an_evaluation_has_every_text_once(self, built):
         counted, labels = 0, []
         for batch in built.evaluation_batches():
@@ -177,13 +183,14 @@ class TestInputs:
     def test_the_overview_says_what_texts_there_are(self, built):
         notes = " | ".join(built.dataset.notes)
         assert f"vocabulary of {len(built.inputs.vocabulary)} tokens" in notes
-        assert "have more than max_length = 32 tokens and are cut off" in notes
+        assert "texts with more than max_length = 32 tokens, which are cut off: " in notes
+        assert "0.0% of the tokens of the validation texts are unknown" in notes
 
     def test_texts_without_tokens_are_counted(self, tmp_path):
         path = tmp_path / "table.csv"
         path.write_text("text,label\n" + "oak,plant\n dog,animal\n" * 20 + '"",plant\n" ",animal\n')
         dataset = Texts.load(TextData(name="table", root=str(path), holdout=0.2))
-        assert "2 texts have no tokens and are read as one unknown token" in dataset.notes
+        assert "texts without tokens, which are read as one unknown token: 2" in dataset.notes
 
     def test_vectors_of_a_file_are_the_initial_ones(self, table, tmp_path):
         (tmp_path / "vectors.txt").write_text("cat 1 2 3\ndog 4 5 6\nzebra 7 8 9\n")
@@ -191,7 +198,8 @@ class TestInputs:
         wide = config(table, **changes)
         with pytest.raises(SettingError, match=r"config\.model\.embedding_size = 8: .*has 3"):
             task.build(recipe.parse(wide))
-        wide.model.embedding_size, wide.total_steps = 3, 2
+        with wide.ignore_type():
+            wide.model.embedding_size, wide.total_steps = None, 2  # that of the file
         built = task.build(recipe.parse(wide))
         assert any("of the vocabulary has a vector in" in note for note in built.dataset.notes)
         result = loop.train(wide, tmp_path / "run")
@@ -200,6 +208,9 @@ class TestInputs:
         cat, oak = built.inputs.vocabulary.encode(["cat", "oak"])
         vectors = np.asarray(model.embedding[...])
         assert vectors[cat].tolist() == [1, 2, 3] and np.all(np.isfinite(vectors[oak]))
+        (tmp_path / "vectors.txt").unlink()  # a run that has begun does not need them
+        wide.total_steps, wide.model.embedding_size = 3, 3
+        assert loop.train(wide, tmp_path / "run").step == 3
 
 
 @pytest.fixture(autouse=True)
@@ -253,7 +264,7 @@ class TestRuns:
         __main__.main()
         loss = run[1].evaluation["averaged"]["loss"]
         assert f"averaged weights: loss {loss:.4f}" in capsys.readouterr().out
-        (tmp_path / "lines.txt").write_text("the fern\n")
+        (tmp_path / "lines.txt").write_text("\ufeffthe fern\n\n")
         arguments = ["predict", f"--workdir={run[0]}", "a cow", f"--file={tmp_path / 'lines.txt'}"]
         monkeypatch.setattr("sys.argv", ["", *arguments])
         __main__.main()
@@ -261,16 +272,23 @@ class TestRuns:
         assert first.startswith("animal ") and first.endswith(" | a cow")
         assert second.startswith("plant ") and second.endswith(" | the fern")
 
-    def test_another_vocabulary_is_refused(self, run, table, tmp_path):
-        other = write_table(tmp_path / "other.csv", 300, seed=1)
-        other.write_text(other.read_text().replace("moss", "lichen"))
-        changed = config(other)
-        directory = tmp_path / "run"
+    def test_a_run_goes_on_with_its_own_vocabulary(self, table, tmp_path, capsys, monkeypatch):
+        """Also if its texts have changed; another vocabulary is refused, and leaves config.json as it was."""
+        other, directory = write_table(tmp_path / "other.csv", 300, seed=1), tmp_path / "run"
+        other.write_text(other.read_text().replace("moss", "lichen").replace("oak", "lichen"))
         loop.train(config(table, total_steps=2), directory)
-        with pytest.raises(UserError, match=r"config\.data\.vocabulary = None: the vocabulary of these texts"):
-            loop.train(changed, directory)
-        changed.data.vocabulary = str(directory / "inputs/vocabulary.txt")
-        assert loop.train(changed, directory).step == 40
+        vocabulary = (directory / "inputs/vocabulary.txt").read_text()
+        settings = (directory / "config.json").read_text()
+        (tmp_path / "another.txt").write_text(vocabulary.replace("moss", "lichen"))
+        with pytest.raises(UserError, match=r"another\.txt': is not the vocabulary .* has 'moss' for 'lichen'"):
+            loop.train(config(other, **{"data.vocabulary": str(tmp_path / "another.txt")}), directory)
+        assert (directory / "config.json").read_text() == settings
+        monkeypatch.setattr("sys.argv", ["", "evaluate", f"--workdir={directory}", f"--data_root={other}"])
+        __main__.main()
+        assert "averaged weights: loss" in capsys.readouterr().out
+        assert loop.train(config(other, total_steps=4), directory).step == 4
+        assert "examples or labels have changed since the checkpoint" in capsys.readouterr().out
+        assert (directory / "inputs/vocabulary.txt").read_text() == vocabulary
 
 
 @pytest.mark.parametrize("module", [ag_news, docstrings])

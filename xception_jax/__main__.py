@@ -1,6 +1,7 @@
 """`python -m xception_jax COMMAND`: what can be done besides training."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 
@@ -44,6 +45,9 @@ def call(run: Callable[[argparse.Namespace], None], arguments: argparse.Namespac
         sys.exit(2 if isinstance(error, UserError) else 1)
     except KeyboardInterrupt:
         sys.exit("interrupted")
+    except BrokenPipeError:  # such as of `| head`; Python would complain once more when it closes the output
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
 
 
 if __name__ == "__main__":

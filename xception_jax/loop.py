@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import math
 import os
 import pathlib
@@ -129,7 +130,8 @@ def use_compilation_cache() -> None:
 def train(config: ConfigDict, directory: str | os.PathLike) -> Result:
     """Trains as the recipe says, from the latest checkpoint in the working directory or from the beginning.
 
-    Leaves in the directory: config.json, checkpoints/, metrics.jsonl, tensorboard/.
+    Leaves in the directory: config.json, checkpoints/, metrics.jsonl, tensorboard/ and, of texts, inputs/ with the
+    vocabulary.
 
     Args:
       config: a recipe; docs/settings.md lists its settings.
@@ -145,7 +147,7 @@ def train(config: ConfigDict, directory: str | os.PathLike) -> Result:
     directory = pathlib.Path(directory)
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopRequest())
-        task = task_lib.build(hosts.agree(lambda: recipe.parse(config)))
+        task = task_lib.build(hosts.agree(lambda: recipe.parse(config)), directory)
         training = hosts.agree(lambda: make_training(task))
         hosts.agree(lambda: stack.enter_context(open_workdir(directory, task.recipe)))
         checkpoints = Checkpoints(directory / workdir.CHECKPOINTS, keep=task.recipe.checkpoints_to_keep)
@@ -191,9 +193,10 @@ def open_workdir(directory: pathlib.Path, checked: Recipe) -> Iterator[None]:
     with workdir.hold(directory) as config:
         if jax.process_index() == 0:
             old = None if config is None else recipe.read(directory)
-            if old is not None:
+            if old is None:
+                workdir.write_config(directory, checked.model_dump())
+            else:
                 _check_same_recipe(checked, old, directory)
-            workdir.write_config(directory, checked.model_dump())  # a continuation may have another length
         yield
 
 
@@ -218,6 +221,7 @@ class _Run:
         if start is None:
             return self._interrupted(0, None)
         train_state, start_step, measured = start
+        hosts.agree(lambda: self._write_settings(fresh=start_step == 0))
         self._print_overview(train_state, start_step)
         if start_step >= self.training.total_steps and measured:
             self.console.line("nothing to do: the run is complete")
@@ -322,10 +326,19 @@ class _Run:
         create = functools.partial(create_state, self.task, self.training.optimizer)
         make = jax.jit(lambda values: create(jax.random.key(self.recipe.seed), values), out_shardings=shardings)
         values = hosts.agree(self.task.inputs.initial_values)
-        if self.first_host:
-            workdir.write_inputs(self.directory, self.task.inputs.files())
+        content = hashlib.sha256(b"".join(values[name].tobytes() for name in sorted(values))).hexdigest()
+        if len(set(hosts.gather(content))) > 1:
+            raise UserError(
+                "config.data: the hosts read different initial values; give all of them the same files"
+            )
         train_state = self.stop.run(lambda: make(values))
         return None if train_state is None else (train_state, 0, None)
+
+    def _write_settings(self, *, fresh: bool) -> None:
+        """Writes config.json, since a continuation may have another length, and the files of the inputs."""
+        if self.first_host:
+            workdir.write_config(self.directory, self.recipe.model_dump())
+            workdir.write_inputs(self.directory, self.task.inputs.files(), fresh=fresh)
 
     def _restore(self, abstract: state.TrainState) -> tuple[state.TrainState, int, Evaluation | None] | None:
         """(state, step, its evaluation) of the latest good checkpoint; None if there are no checkpoints."""

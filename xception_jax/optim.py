@@ -249,7 +249,8 @@ def make_optimizer(
         p -= lr g / (sqrt(s) + epsilon). Defaults: decay = 0.9, epsilon = 1e-8. It has no momentum.
       "adam" (Kingma and Ba 2015): v = momentum v + (1 - momentum) g;  s = decay s + (1 - decay) g^2, both from 0;
         p -= lr (v / (1 - momentum^t)) / (sqrt(s / (1 - decay^t)) + epsilon) in update t = 1, 2, ...
-        Defaults: momentum = 0.9, decay = 0.999, epsilon = 1e-8. "adamw" is the same with decoupled weight decay.
+        Defaults: momentum = 0.9, decay = 0.999, epsilon = 1e-8. "adamw" (Loshchilov and Hutter
+        2019) is the same, but its weight decay is always decoupled.
 
     "coupled" weight decay wd is L2 regularization, as in the paper: the loss has the term wd/2 |p|^2 (the
     convention of TensorFlow and torch; Keras's l2(c) is wd = 2c), so wd p is added to g before everything else,
@@ -271,9 +272,6 @@ def make_optimizer(
         unset = Optimizer.model_fields[term].default
         if (value := getattr(s, term)) != unset and term not in TERMS[name]:
             raise SettingError(term, value, f"optimizer {name!r} has no {term}; set it to {unset}")
-    if name == "adamw" and s.weight_decay and s.weight_decay_mode == "coupled":
-        remedy = "optimizer 'adamw' decays weights directly; set it to 'decoupled', or name 'adam'"
-        raise SettingError("weight_decay_mode", "coupled", remedy)
     try:
         re.compile(s.weight_decay_paths)
     except re.error as error:
@@ -284,7 +282,7 @@ def make_optimizer(
         return path_mask(params, s.weight_decay_paths)
 
     gradient, rule = [], [_rule(s, learning_rate)]
-    if s.weight_decay and s.weight_decay_mode == "coupled":
+    if s.weight_decay and s.weight_decay_mode == "coupled" and name != "adamw":
         gradient.append(optax.add_decayed_weights(s.weight_decay, mask))
     elif s.weight_decay:
         rate = learning_rate if callable(learning_rate) else optax.constant_schedule(learning_rate)

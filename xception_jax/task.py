@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 from collections.abc import Iterator, Mapping
 
 import jax
@@ -16,7 +17,7 @@ from xception_jax.data.inputs import Inputs
 from xception_jax.data.modalities import INPUTS
 from xception_jax.errors import SettingError, UserError
 from xception_jax.recipe import FROM_DATA, Recipe
-from xception_jax.run import hosts
+from xception_jax.run import hosts, workdir
 from xception_jax.settings import within
 
 
@@ -106,14 +107,17 @@ class Task:
         }
 
 
-def build(recipe: Recipe) -> Task:
+def build(recipe: Recipe, directory: pathlib.Path | None = None) -> Task:
     """Loads the dataset, lays out the devices, and checks the recipe against both, on all hosts.
+
+    Args:
+      directory: of the run, which may have begun already; see `Inputs.continued`.
 
     Raises:
       SettingError: for a setting that does not fit the data, the devices or the model.
       UserError: if the hosts see different data, or one of them has such an error.
     """
-    dataset = hosts.agree(lambda: load_dataset(recipe))
+    dataset = hosts.agree(lambda: load_dataset(recipe, directory))
     _check_hosts(dataset)
     return hosts.agree(lambda: _build(recipe, dataset))
 
@@ -134,12 +138,15 @@ def _build(recipe: Recipe, dataset: Dataset) -> Task:
     return task
 
 
-def load_dataset(recipe: Recipe) -> Dataset:
+def load_dataset(recipe: Recipe, directory: pathlib.Path | None = None) -> Dataset:
     """The examples of a recipe, to train on and held out; raises SettingError."""
     modality = INPUTS[models.model_class(recipe.model_name).INPUTS]
+    settings = recipe.data
     try:
+        if directory is not None and workdir.has_checkpoints(directory):
+            settings = modality.continued(settings, directory / workdir.INPUTS)
         with within("config", "data"):
-            return modality.load(recipe.data)
+            return modality.load(settings)
     except OSError as error:
         raise SettingError("config.data.root", getattr(recipe.data, "root", None), str(error)) from None
 

@@ -8,6 +8,7 @@ import pathlib
 import jax
 
 from xception_jax import evaluation, loop, recipe, report, state, task, trained
+from xception_jax.errors import UserError
 from xception_jax.run import memory
 
 
@@ -26,7 +27,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Prints the checkpoint's step, and the loss and the metrics of each set of weights."""
     memory.keep_freed_memory()
     loop.use_compilation_cache()
-    built = task.build(_recipe(arguments))
+    built = task.build(_recipe(arguments), arguments.workdir)
     _, params, model_state = state.split(built.abstract_model())
     sharding = built.layout.of_state({"params": params, "model_state": model_state})
     sets = ["raw"] if built.recipe.averaging.decay is None else ["raw", "averaged"]
@@ -49,6 +50,8 @@ def _recipe(arguments: argparse.Namespace) -> recipe.Recipe:
     if arguments.batch_size is not None:
         values["eval_batch_size"] = arguments.batch_size
     for setting, value in {"root": arguments.data_root, "eval_exclude": arguments.exclude}.items():
+        if value is not None and setting not in values["data"]:
+            raise UserError("--exclude: is for runs on images; leave it out")
         if value is not None:
             values["data"][setting] = value
     return recipe.parse(values)

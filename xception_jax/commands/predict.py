@@ -2,6 +2,7 @@
 
 import argparse
 import pathlib
+import sys
 
 import numpy as np
 
@@ -22,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Prints a line for each example: its most probable classes, then the example."""
+    sys.stdout.reconfigure(errors="backslashreplace")
     examples = [*arguments.examples, *(_lines(arguments.file) if arguments.file is not None else [])]
     if not examples:
         raise UserError("no examples: give a text or an image file as an argument, or --file")
@@ -33,15 +35,19 @@ def run(arguments: argparse.Namespace) -> None:
     except ValueError as error:
         raise UserError(str(error)) from None
     for example, row in zip(examples, probabilities, strict=True):
-        print(f"{describe(row, opened.class_names)} | {example}")
+        print(f"{describe(row, opened.class_names)} | {' '.join(example.splitlines())}")
 
 
 def _lines(path: pathlib.Path) -> list[str]:
+    """The lines of a file that are not blank."""
     try:
-        return path.read_text(encoding="utf-8").splitlines()
+        lines = [line for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"--file={path}: cannot be read ({reason}); name a file of UTF-8 text") from None
+    if not lines:
+        raise UserError(f"--file={path}: has no lines; write an example on each")
+    return lines
 
 
 def describe(probabilities: np.ndarray, class_names: tuple[str, ...]) -> str:

@@ -21,9 +21,9 @@ this is `--config.optimizer.weight_decay=1e-4`. A tuple is written in quotes, `-
 96, 128)"`. `None` unsets a setting that may be None, and 0 unsets a duration.
 
 The defaults are those of `common.default(MODEL)` in `configs/common.py`, from which every recipe starts. A
-setting whose default differs between models is listed with the models. `model.num_classes`, `model.in_channels`
-and `model.vocab_size` are None at first, because the dataset determines them. `model.name` is the argument of
-`common.default` and cannot be changed later.
+setting whose default differs between models is listed with the models. `model.num_classes`, `model.in_channels`,
+`model.vocab_size` and `model.embedding_size` are None at first, because the dataset determines them. `model.name`
+is the argument of `common.default` and cannot be changed later.
 
 ## The run"""
 

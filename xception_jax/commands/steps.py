@@ -107,7 +107,7 @@ def from_arguments(arguments: argparse.Namespace) -> Workload:
       UserError: for an unknown model or field, a value of another type or out of range, images too small.
     """
     if arguments.model not in image_models():
-        raise UserError(f"--model={arguments.model}: choose one of {', '.join(image_models())}")
+        raise UserError(f"--model={arguments.model}: choose a model of images, {', '.join(image_models())}")
     workload = Workload(
         model=arguments.model,
         batch=arguments.batch,

@@ -1,5 +1,6 @@
 """The seam between data and models: how the examples of a modality, such as images, become a model's inputs."""
 
+import pathlib
 import types
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Protocol, Self
@@ -40,6 +41,11 @@ class Inputs(Protocol):
     @staticmethod
     def load(settings: Section) -> Dataset:
         """The dataset that the "data" section names; raises SettingError."""
+
+    @staticmethod
+    def continued(settings: Section, files: pathlib.Path) -> Section:
+        """The "data" section for a run that has begun, whose `files` are in a folder."""
+        return settings
 
     @staticmethod
     def data_defaults(defaults: Mapping[str, Any]) -> dict[str, Any]:

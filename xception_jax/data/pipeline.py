@@ -193,8 +193,8 @@ def evaluation_batches(
       which is 0 on padding, where B = batch_size / process_count.
     """
 
-    def clipped(index: int) -> int:  # beyond the last example, a copy of the first
-        return index if index < len(reader) else 0
+    def clipped(index: int) -> int:  # beyond the last example, copies of the first one of the batch
+        return index if index < len(reader) else index // batch_size * batch_size
 
     def read(index: int) -> Example:
         return reader[clipped(index)] | {"mask": np.float32(index < len(reader))}

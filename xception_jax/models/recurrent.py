@@ -28,7 +28,7 @@ class Config(Section):
     num_classes: int = setting(4, "number of classes, the outputs of the classifier", gt=0)
     vocab_size: int = setting(95812, "number of tokens in the vocabulary", gt=0)
     cell: Literal[tuple(CELLS)] = setting("lstm", "kind of recurrent layer")
-    embedding_size: int = setting(64, "numbers of a token's vector", gt=0)
+    embedding_size: int = setting(64, "numbers of a token's vector; those of data.embeddings, else 64", gt=0)
     hidden_size: int = setting(32, "numbers of the state of a layer, in each direction", gt=0)
     layers: int = setting(1, "number of recurrent layers", gt=0)
     bidirectional: bool = setting(False, "every layer also reads the text from its end to its beginning")

@@ -78,9 +78,7 @@ def _is_free(directory: pathlib.Path) -> bool:
         )
     if CONFIG in names and LOCK not in names:
         return False  # a config.json alone may be another program's
-    folder = directory / CHECKPOINTS
-    saved = folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir())  # unfinished: with a suffix
-    return names <= _OF_A_RUN and not saved
+    return names <= _OF_A_RUN and not has_checkpoints(directory)
 
 
 def _lock(file, directory: pathlib.Path) -> None:
@@ -105,11 +103,23 @@ def write_config(directory: pathlib.Path, values: dict[str, Any]) -> None:
         raise _unusable(directory, error) from None
 
 
-def write_inputs(directory: pathlib.Path, files: Mapping[str, str]) -> None:
-    """Writes or replaces the files of the inputs, texts by name; raises OSError."""
+def write_inputs(directory: pathlib.Path, files: Mapping[str, str], *, fresh: bool) -> None:
+    """Writes the files of the inputs, texts by name; those of a run that is not fresh, only if they are missing.
+
+    Raises:
+      OSError: if they cannot be written.
+    """
     for name, text in files.items():
-        (directory / INPUTS).mkdir(exist_ok=True)
-        atomic.write_text(directory / INPUTS / name, text)
+        path = directory / INPUTS / name
+        path.parent.mkdir(exist_ok=True)
+        if fresh or not path.exists():
+            atomic.write_text(path, text)
+
+
+def has_checkpoints(directory: pathlib.Path) -> bool:
+    """Whether a run in the directory has saved a checkpoint."""
+    folder = directory / CHECKPOINTS  # an unfinished checkpoint has a suffix
+    return folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir())
 
 
 def read_config(directory: pathlib.Path) -> dict[str, Any]:

@@ -210,10 +210,9 @@ class Images(Inputs):
         """The pixels of an image file, uint8[H, W, C]."""
         try:
             return self.decode({"image": pathlib.Path(text).read_bytes()})["image"]
-        except OSError as error:
-            raise UnreadableExample(text, error.strerror or str(error)) from None
-        except UnreadableExample as error:
-            raise UnreadableExample(text, error.reason) from None
+        except (OSError, UnreadableExample) as error:
+            reason = error.reason if isinstance(error, UnreadableExample) else error.strerror
+            raise ValueError(f"cannot read {text!r}: {reason}; the run reads images: name image files") from None
 
     def from_user(self, raw: Sequence[np.ndarray] | np.ndarray) -> dict[str, np.ndarray]:
         """Crops and resizes images as an evaluation does.

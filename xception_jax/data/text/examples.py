@@ -79,7 +79,10 @@ def make_corpus(
         parts[example.split or part].append(example)
     for name, found in parts.items():
         if not found:
-            raise refusal(f"no texts for {name}; add some" + f", or change holdout = {holdout}" * (undecided > 0))
+            reason = f"; a hash of the text chooses them: change holdout = {holdout}, or add texts" * (
+                undecided > 0
+            )
+            raise refusal(f"no texts for {name}{reason or '; add some'}")
     train, validation = map(_make_part, parts.values())
     notes = [*notes, *missing_classes(class_names, train, validation, "text")]
     if undecided:

@@ -18,6 +18,8 @@ from xception_jax.data.text.vocabulary import Vocabulary
 from xception_jax.errors import SettingError
 from xception_jax.settings import Section, setting, zero_is_none
 
+VOCABULARY = "vocabulary.txt"  # among the files of a run
+
 
 class TextData(Reading, corpus.TextSources):
     """Where texts come from, and how they become token ids."""
@@ -34,7 +36,7 @@ class TextData(Reading, corpus.TextSources):
         None, "file of the vocabulary, inputs/vocabulary.txt of a run; None = from the training texts", free=True
     )
     embeddings: str | None = setting(
-        None, "initial word vectors: a text file of GloVe, word2vec or fastText; None = random"
+        None, "initial word vectors: a text file of GloVe, word2vec or fastText; None = random", free=True
     )
     max_length: int = setting(256, "tokens of a text that are read; the rest is cut off", gt=0)
     length_multiple: int = setting(
@@ -105,6 +107,7 @@ class Texts(Inputs):
       max_length: longer texts are cut off.
       length_multiple: the length of a batch is a multiple of it.
       vectors: initial embeddings float32[V, D]; NaN = not known.
+      named: the file of the vocabulary, if the settings name one.
     """
 
     SETTINGS: ClassVar[Mapping[str, type[Section]]] = {"data": TextData}
@@ -115,6 +118,7 @@ class Texts(Inputs):
     max_length: int
     length_multiple: int
     vectors: np.ndarray | None = dataclasses.field(default=None, compare=False, repr=False)
+    named: str | None = dataclasses.field(default=None, compare=False)
 
     @staticmethod
     def load(settings: TextData) -> Dataset:
@@ -132,6 +136,14 @@ class Texts(Inputs):
         return Dataset(*parts, texts.class_names, told, texts.multilabel, notes=tuple(notes))
 
     @staticmethod
+    def continued(settings: TextData, files: pathlib.Path) -> TextData:
+        """Takes the vocabulary of the run, so its texts may have changed, and reads no initial vectors."""
+        path = files / VOCABULARY
+        if settings.vocabulary is None and path.exists():
+            settings = settings.replace(vocabulary=str(path))
+        return settings.replace(embeddings=None)
+
+    @staticmethod
     def data_defaults(defaults: Mapping[str, Any]) -> dict[str, Any]:
         return dict(defaults)
 
@@ -144,6 +156,7 @@ class Texts(Inputs):
             max_length=data.max_length,
             length_multiple=data.length_multiple,
             vectors=source.vectors,
+            named=data.vocabulary,
         )
 
     @classmethod
@@ -155,16 +168,20 @@ class Texts(Inputs):
         return {"vocabulary": self.vocabulary.record()} | {name: getattr(self, name) for name in names}
 
     def check_record(self, record: Mapping[str, Any]) -> None:
-        theirs = Vocabulary.from_record(record["vocabulary"])
-        if theirs.digest() != self.vocabulary.digest():
-            reason = (
-                f"the vocabulary of these texts ({len(self.vocabulary):,} tokens) is not that of the checkpoint"
-                f" ({len(theirs):,} tokens); name inputs/vocabulary.txt of its run"
+        ours, theirs = self.vocabulary, Vocabulary.from_record(record["vocabulary"])
+        if theirs != ours:
+            differ = next(
+                (pair for pair in zip(ours.tokens, theirs.tokens, strict=False) if pair[0] != pair[1]),
+                (len(ours), len(theirs)),
             )
-            raise SettingError("data.vocabulary", None, reason)
+            remedy = "leave it out, and keep inputs/vocabulary.txt of the run as it was"
+            reason = (
+                f"is not the vocabulary that the run was trained with, which has {differ[1]!r} for {differ[0]!r}"
+            )
+            raise SettingError("data.vocabulary", self.named, f"{reason}; {remedy}")
 
     def files(self) -> Mapping[str, str]:
-        return {"vocabulary.txt": self.vocabulary.to_text()}
+        return {VOCABULARY: self.vocabulary.to_text()}
 
     def initial_values(self) -> Mapping[str, np.ndarray]:
         return {} if self.vectors is None else {"embedding": self.vectors}
@@ -244,7 +261,10 @@ def _about_lengths(parts: Sequence[TokenSource], settings: TextData) -> list[str
     low, middle, high = np.percentile(lengths, (5, 50, 95))
     notes = [f"texts have {low:.0f} (5th percentile), {middle:.0f} (median) and {high:.0f} (95th) tokens"]
     if long := int(np.sum(lengths > settings.max_length)):
-        notes.append(f"{long:,} texts have more than max_length = {settings.max_length} tokens and are cut off")
+        notes.append(
+            f"texts with more than max_length = {settings.max_length} tokens, which are cut off: {long:,}"
+        )
     if empty := sum(part.without_tokens for part in parts):
-        notes.append(f"{empty:,} texts have no tokens and are read as one unknown token")
-    return notes
+        notes.append(f"texts without tokens, which are read as one unknown token: {empty:,}")
+    unknown = np.mean(parts[-1].tokens == parts[-1].vocabulary.unknown)
+    return [*notes, f"{unknown:.1%} of the tokens of the validation texts are unknown"]

@@ -117,7 +117,8 @@ def build(
       min_freq: rarer tokens are left out.
       max_size: largest number of tokens, without the two special ones.
       order: "pad_first": <pad> has id 0, <unk> 1. "notebook": as in torchtext 0.9, <unk> has id 0, which the
-        notebook pads with as well, and <pad> has id 1, which is never used.
+        notebook pads with as well, and <pad> has id 1,
+        which only a text with this token has.
     """
     counts = collections.Counter(itertools.chain.from_iterable(token_lists))
     for special in (PAD, UNKNOWN):
