@@ -2,11 +2,11 @@
 
 import argparse
 
-from racing import commits, images, peers
+from racing import commits, images, peers, recurrent
 
 from xception_jax.__main__ import call
 
-RACES = {"step": peers, "data": images, "commits": commits}
+RACES = {"step": peers, "data": images, "commits": commits, "recurrent": recurrent}
 
 
 def main() -> None:
