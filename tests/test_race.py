@@ -18,7 +18,7 @@ from xception_jax.errors import TrainingError
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
 race = importlib.import_module("race")
-commits, images, peers = race.commits, race.images, race.peers
+commits, images, peers, recurrent = race.commits, race.images, race.peers, race.recurrent
 
 STEP = ("step", "--batch=2", "--image-size=8", "--rounds=3", "--set", "num_classes=10", "stem_widths=4,4")
 STEP += ("stem_strides=1,1", "stem_padding=SAME", "entry_widths=8,", "middle_blocks=0", "exit_widths=8,8,8")
@@ -75,6 +75,37 @@ def bare_python(tmp_path):
     path.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S "$@"\n')
     path.chmod(0o755)
     return path
+
+
+class TestTexts:
+    def test_all_sides_take_turns_with_the_same_lengths(self, benchmark, scripted, monkeypatch, tmp_path):
+        """Each round has 8 steps; the packed side of torch and the padded one are workers of their own."""
+        asked = []
+
+        def command(script, options, python=sys.executable):
+            asked.append(options)
+            packed = options.get("packed")
+            name = {"text_step.py": "A", "peer_text_torch.py": "C" if packed else "B"}[script]
+            return scripted(name, {"A": [8, 16], "B": [16, 16], "C": [32, 64]}[name])
+
+        monkeypatch.setattr(recurrent, "command", command)
+        arguments = ("recurrent", "--cell=gru", "--batch=4", "--hidden=5", "--rounds=2", "--fixed-vectors")
+        measured, _ = benchmark(*arguments, "--against", "torch", "packed")
+        assert (tmp_path / "turns").read_text() == "ABCABC"
+        assert all(options["lengths"] == asked[0]["lengths"] for options in asked)
+        found = [(row["by"], row["reference"], row["ratio"], row["seconds"]) for row in measured]
+        assert found == [
+            ("gru", "torch gru", "0.75", "1.5"),
+            ("gru", "packed gru", "0.25", "1.5"),
+            ("torch gru", "", "", "2"),
+            ("packed gru", "", "", "6"),
+        ]
+        assert measured[0]["inputs"] == "AG News lengths, state 5, fixed vectors"
+
+    def test_lengths_are_like_those_of_ag_news(self):
+        lengths = recurrent.draw_lengths(1000)
+        assert lengths.shape == (8, 1000) and lengths.min() >= 8 and lengths.max() <= 200
+        assert np.median(lengths) == pytest.approx(42, abs=1) and lengths.mean() == pytest.approx(44, abs=1)
 
 
 class TestSteps:
