@@ -247,6 +247,15 @@ class TestNumbers:
         for kind, values in {"raw": raw, "averaged": averaged}.items():
             assert f"{min(values, key=float)} to {max(values, key=float)} % with the {kind} weights" in readme
 
+    def test_docstrings(self):
+        (row,) = csv_rows("results/docstrings.csv")
+        values = (float(row[name]) for name in ("raw_top1", "averaged_top1", "logistic_regression"))
+        raw, averaged, linear = (f"{value:.1%}"[:-1] for value in values)
+        text = (
+            f"GRU {raw} %, with averaged weights {averaged} %; logistic regression on TF-IDF of one and two words"
+        )
+        assert f"{text} {linear} % |" in (ROOT / "README.md").read_text()
+
     def test_whole_steps(self):
         found = [row for row in table.latest(rows.read(ROOT / "results/speed.csv")) if row["what"] in MODES]
         page, readme = ((ROOT / path).read_text() for path in ("docs/speed.md", "README.md"))
@@ -301,6 +310,10 @@ class TestNumbers:
         fig9 = (ROOT / "results/reproduce/small/fig9.md").read_text()
         readme = re.search(r"reaches ([\d.]+) % instead of ([\d.]+) %", (ROOT / "README.md").read_text())
         assert all(number in fig9 for number in readme.groups())
+        section = re.search(r"^## The notebook's text models$(.*?)^## ", text, re.MULTILINE | re.DOTALL)[1]
+        notebook = (ROOT / "results/reproduce/small/rnn_notebook.md").read_text()
+        numbers = re.findall(r"\d+\.\d\d", section)
+        assert len(numbers) > 20 and [number for number in numbers if number not in notebook] == []
 
     def test_parameters(self):
         """Every count in docs/networks.md is one that the tests of the models hold."""
