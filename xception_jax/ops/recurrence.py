@@ -11,8 +11,8 @@ after it, the cells are
 
 This is the order of torch's columns. Keras has the LSTM's in the same order, but the GRU's as z, r, n.
 
-The loop has a derivative of its own, and is written for XLA's CPU backend: it keeps what the derivative needs in
-the memory of the projected inputs, and a barrier makes every result that several loops use be computed once only.
+The loop over the steps has a derivative of its own. On CPU it keeps what the derivative needs in the memory of the
+projected inputs, and the gradients are written over that, because XLA would clear new arrays first.
 """
 
 import functools
@@ -113,7 +113,7 @@ def _rnn_forward(x, s, states):
 
 
 def _rnn_backward(kept, before, gradients):
-    (h,), (dh,) = kept, gradients
+    (h,), (dh,) = _once(kept), gradients
     dz = dh * (1 - h * h)
     return (dz,), dz, (jnp.zeros_like(dh),)
 
@@ -144,7 +144,7 @@ def _gru_forward(x, s, states):
     (h,) = states
     width = h.shape[1]
     gates = jnp.tanh((x + s)[:, : 2 * width] * 0.5) * 0.5 + 0.5  # [N, 2 H], the sigmoid
-    r, z = jnp.split(gates, 2, axis=-1)
+    r, z = _once(jnp.split(gates, 2, axis=-1))
     sn = s[:, 2 * width :]
     n = jnp.tanh(x[:, 2 * width :] + r * sn)
     return ((1 - z) * n + z * h,), (jnp.concatenate([gates, n], axis=-1), sn)
@@ -175,44 +175,50 @@ def _run(cell, reverse, unroll, projected, kernel, bias, valid):
 
 
 def _run_forward(cell, reverse, unroll, projected, kernel, bias, valid):
-    """Each step writes what it keeps over its projected inputs, as far as it fits: new arrays would be cleared."""
+    """Each step keeps arrays for the derivative; on CPU, it writes the first over its projected inputs."""
     (steps, n, _), width, wide = projected.shape, len(kernel), accumulator(projected.dtype)
+    in_place = jax.default_backend() == "cpu"
     bias = bias.astype(wide)[None]
 
     def step(carry, inputs):
         states, arrays = carry
         t, keep = inputs
-        x = _read(arrays, t, wide)[0]
+        (x,) = _read((arrays[0] if in_place else projected,), t, wide)
         states, kept = CELLS[cell].forward(x, _dot(states[0], kernel, wide) + bias, states)
         states = _mask(states, keep)
         return (states, _write(arrays, (*kept, states[0]), t)), None
 
     states = (jnp.zeros((n, width), wide),) * CELLS[cell].states
-    arrays = projected, *[jnp.zeros((steps, n, width), projected.dtype)] * (CELLS[cell].kept - 1)
+    arrays = [jnp.zeros((steps, n, width), projected.dtype)] * (CELLS[cell].kept - 1)
+    arrays = (projected if in_place else jnp.zeros_like(projected), *arrays)
     inputs = jnp.arange(steps), valid
     (_, kept), _ = lax.scan(step, (states, arrays), inputs, reverse=reverse, unroll=unroll)
     return kept[-1], (kept, kernel, bias, valid)
 
 
 def _run_backward(cell, reverse, unroll, residuals, doutputs):
-    """Each step writes its gradients over what it kept; the kernel's gradient is one product after the loop."""
+    """The kernel's gradient is one product after the loop; where XLA allows it, a step overwrites what it kept."""
     kept, kernel, bias, valid = residuals
     (steps, n, width), dtype, wide = kept[-1].shape, kept[-1].dtype, bias.dtype
     parts = [jnp.zeros((1, n, width), dtype), kept[-1][1:] if reverse else kept[-1][:-1]]
     before = jnp.concatenate(parts[::-1] if reverse else parts)  # [T, N, H], the hidden state before each step
     transposed = _once(kernel.T)  # XLA's CPU backend would transpose it in every step
+    in_place = _barriers_hold()  # otherwise every step would copy the arrays that it reads and writes
 
     def step(carry, inputs):
         gradients, arrays = carry
         t, h, dy, keep = inputs
         gradients = _mask((gradients[0] + dy.astype(wide), *gradients[1:]), keep)
-        written, ds, gradients = CELLS[cell].backward(_read(arrays, t, wide), h.astype(wide), gradients)
+        written, ds, gradients = CELLS[cell].backward(
+            _read(arrays if in_place else kept, t, wide), h.astype(wide), gradients
+        )
         dh = gradients[0] + _dot(ds, transposed, wide)
         return ((dh, *gradients[1:]), _write(arrays, written, t)), None
 
     gradients = (jnp.zeros((n, width), wide),) * CELLS[cell].states
     inputs = jnp.arange(steps), before, doutputs, valid
-    (_, arrays), _ = lax.scan(step, (gradients, kept), inputs, reverse=not reverse, unroll=unroll)
+    arrays = kept if in_place else tuple(map(jnp.zeros_like, kept))
+    (_, arrays), _ = lax.scan(step, (gradients, arrays), inputs, reverse=not reverse, unroll=unroll)
     dx = ds = arrays[0]
     if cell == "gru":
         ds = lax.dynamic_update_slice_in_dim(dx, arrays[1], 2 * width, axis=2)  # [T, N, 3 H]
@@ -246,6 +252,11 @@ def _mask(states: Arrays, keep: jax.Array | None) -> Arrays:
     return states if keep is None else tuple(jnp.where(keep, state, 0) for state in states)
 
 
+def _barriers_hold() -> bool:
+    """Whether `_once` has an effect: XLA's CPU backend of jax 0.10 drops barriers before it fuses loops."""
+    return jax.default_backend() == "cpu" and jax.__version_info__ >= (0, 12)
+
+
 def _once(x):
     """x itself, which XLA's CPU backend would otherwise compute again in every loop that uses it."""
-    return lax.optimization_barrier(x) if jax.default_backend() == "cpu" else x
+    return lax.optimization_barrier(x) if _barriers_hold() else x
