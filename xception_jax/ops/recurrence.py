@@ -222,12 +222,47 @@ def _run_backward(cell, reverse, unroll, residuals, doutputs):
     dx = ds = arrays[0]
     if cell == "gru":
         ds = lax.dynamic_update_slice_in_dim(dx, arrays[1], 2 * width, axis=2)  # [T, N, 3 H]
-    ds = ds.reshape(steps * n, -1)
-    dkernel = _dot(before.reshape(steps * n, width).T, ds, wide)
-    return dx, dkernel.astype(kernel.dtype), jnp.sum(ds, 0, dtype=wide).astype(kernel.dtype), None
+    dkernel, dbias = _weight_gradient(before, ds), jnp.sum(ds, (0, 1), dtype=wide)
+    return dx, dkernel.astype(kernel.dtype), dbias.astype(kernel.dtype), None
 
 
 _run.defvjp(_run_forward, _run_backward)
+
+
+@jax.custom_vjp
+def project(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """The inputs of all steps times a kernel, x @ kernel, with a derivative that is faster on CPU than JAX's own.
+
+    Args:
+      x: float[T, N, I].
+      kernel: float[I, C].
+
+    Returns:
+      float[T, N, C] in the type of `x`, which must be that of the kernel.
+    """
+    return x @ kernel
+
+
+def _project_forward(x, kernel):
+    return x @ kernel, (x, kernel)
+
+
+def _project_backward(residuals, dy):
+    x, kernel = residuals
+    return dy @ kernel.T, _weight_gradient(x, dy).astype(kernel.dtype)
+
+
+project.defvjp(_project_forward, _project_backward)
+
+
+def _weight_gradient(x: jax.Array, dy: jax.Array) -> jax.Array:
+    """The sum of x[t, n, :, None] dy[t, n, None, :] over steps and examples, float[I, C], in a wide type.
+
+    The dimensions are not merged first, because each device may have other examples. With x before dy, XLA's CPU
+    backend takes a third of the time.
+    """
+    dimensions = (((0, 1), (0, 1)), ((), ()))
+    return lax.dot_general(x, dy, dimensions, preferred_element_type=accumulator(x.dtype))
 
 
 def _read(arrays: Arrays, t: jax.Array, dtype: jnp.dtype) -> Arrays:
