@@ -283,7 +283,7 @@ MISTAKES = {
     "unknown key": (["--config.bach_size=3"], "--config.bach_size=3", "did you mean 'batch_size'?"),
     "wrong type": (["--config.batch_size=many"], "--config.batch_size=many", "int"),
     "out of range": (["--config.batch_size=-4"], "config.batch_size = -4", "greater than 0"),
-    "not one of": (["--config.optimizer.name=adam"], "config.optimizer.name = 'adam'", "'sgd'"),
+    "not one of": (["--config.optimizer.name=adagrad"], "config.optimizer.name = 'adagrad'", "'sgd'"),
     "no such recipe": (["--config=configs/nope.py"], "configs/nope.py", "recipes are in configs/"),
     "no such variant": (["--config=configs/digits.py:smok"], "'smok'", "NAME.py:smoke"),
     "unknown flag": (["--confg.batch_size=3"], "--confg.batch_size", "--config.KEY=VALUE"),
