@@ -55,6 +55,7 @@ def get_config(variant: str = ""):
 def lesson(config):
     """Training as in the lesson, with its vocabulary, where 0 is both unknown tokens and padding."""
     config.data.name = "ag_news"
+    config.model.embedding_size = 64
     config.data.vocabulary_order = "notebook"
     config.batch_size = 16
     config.eval_batch_size = 100

@@ -23,6 +23,7 @@ def get_config(variant: str = ""):
     config.model.cell = "gru"
     config.model.bidirectional = True
     config.model.embedding_mean, config.model.embedding_stddev = 0.0, 0.1
+    config.model.embedding_size = 64
     config.model.hidden_size = 64
     config.model.readout = "max"
     config.model.embedding_dropout = 0.3

@@ -178,7 +178,7 @@ class TestStep:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            (["--model=resnet"], "error: --model=resnet: choose one of xception, "),
+            (["--model=resnet"], "error: --model=resnet: choose a model of images, xception, "),
             (
                 ["--set", "middle_block=1"],
                 "error: --set middle_block = 1: is not a setting; did you mean 'middle_bl",

@@ -47,7 +47,7 @@ def noise(monkeypatch):
             multilabel=multilabel,
             class_weights=tuple(np.linspace(0, 2, classes).tolist()),
         )
-        monkeypatch.setattr(task, "load_dataset", lambda recipe: dataset)
+        monkeypatch.setattr(task, "load_dataset", lambda *_: dataset)
 
     return use
 

@@ -80,7 +80,7 @@ def test_a_scanned_middle_flow_counts_every_module():
 def test_an_unknown_model_is_one_line(capsys):
     with pytest.raises(SystemExit):
         summary("--model", "exception")
-    assert re.fullmatch(r"error: --model=exception: choose one of .*\n", capsys.readouterr().err)
+    assert re.fullmatch(r"error: --model=exception: choose a model of images, .*\n", capsys.readouterr().err)
 
 
 def test_ctrl_c_is_one_line(monkeypatch):

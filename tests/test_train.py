@@ -89,7 +89,7 @@ def test_a_run_leaves_what_it_promises(unbroken):
     expected = {"checkpoints", "tensorboard", "metrics.jsonl", "config.json", "training_profile.png"}
     assert expected <= {path.name for path in workdir.iterdir()}
     assert all(str(workdir / name) in output for name in expected)
-    assert f"-m xception_jax evaluate --workdir {workdir}" in output.splitlines()[-2]
+    assert f"-m xception_jax evaluate --workdir {workdir}" in output.splitlines()[-3]
     assert output.count("evaluated 360 examples") == 4  # at steps 20, 40, 60, and in the summary
     assert re.search(r"^devices: 1 x cpu on 1 host; mesh \{'data': 1\}", output, re.MULTILINE)
     assert "44.9 steps per epoch" in output

@@ -188,7 +188,9 @@ def test_predicting_any_number_of_images_compiles_few_programs(run):
     whole = trained.predict(images)
     for count in range(1, 10):
         np.testing.assert_allclose(trained.predict(images[:count]), whole[:count], rtol=1e-5)
-    assert sorted(trained._programs) == [1, 2, 4, 8, 16]  # images
+    programs, _ = trained._programs
+    sizes = [shape[0] for shapes in programs._compiled for _, shape in shapes]
+    assert sorted(sizes) == [1, 2, 4, 8, 16]  # images
 
 
 def test_best_is_the_highest_top1_of_the_averaged_weights(run):

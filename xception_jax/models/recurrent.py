@@ -69,7 +69,7 @@ class Direction(nnx.Module):
         """x[T, N, I], lengths int32[N] -> (outputs[T, N, H], 0 on padding; state[N, H]), as `ops.recurrence`."""
         weights = self.input_kernel, self.input_bias, self.recurrent_kernel, self.recurrent_bias
         kernel, bias, *recurrent = (weight[...].astype(x.dtype) for weight in weights)
-        projected = x @ kernel + bias[None, None]  # [T, N, G H]: one product for all steps
+        projected = ops.project(x, kernel) + bias[None, None]  # [T, N, G H]: one product for all steps
         return ops.recurrence(self.cell, projected, *recurrent, lengths, reverse=self.reverse, unroll=self.unroll)
 
 
