@@ -213,7 +213,8 @@ class TestTable:
             load("table", table(ONE[:1] * 5))
 
     def test_all_texts_in_one_part(self, table):
-        with pytest.raises(SettingError, match=r"^root = .*no texts for val; .*: change holdout = 0\.0, or add texts$"):
+        message = r"^root = .*no texts for val; .*: change holdout = 0\.0, or add texts$"
+        with pytest.raises(SettingError, match=message):
             load("table", table(ONE), holdout=0.0)
 
     def test_faulty_second_files(self, table, tmp_path):
