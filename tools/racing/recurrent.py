@@ -64,7 +64,8 @@ def race(arguments: argparse.Namespace, cell: str, batch: int, hidden: int) -> l
             sides[name] = stack.enter_context(start(name, worker, install=library, KERAS_BACKEND="jax"))
         times = [{name: side() / BATCHES for name, side in sides.items()} for _ in range(arguments.rounds)]
         versions = {k: v for side in sides.values() for k, v in side.greeting["versions"].items()}
-    versions.pop("jax", None)  # in every row
+    for name in ("jax", "xception_jax"):  # every row has them, the latter as its commit
+        versions.pop(name, None)
     seconds = {name: [each[name] for each in times] for name in sides}
     vectors = "fixed" if arguments.fixed_vectors else f"{arguments.vocabulary:,} trained"
     shared = {"what": "train", "inputs": f"AG News lengths, state {hidden}, {vectors} vectors", "images": batch}
