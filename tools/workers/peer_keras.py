@@ -7,6 +7,7 @@ add the transfers.
 
 import os
 
+import keras_step
 import protocol
 
 
@@ -31,27 +32,11 @@ def make_model(jax, keras, options):
 def train_step(jax, keras, options):
     """A function that updates the model once and waits for it."""
     model, image, label = make_model(jax, keras, options)
-    optimizer = keras.optimizers.SGD(0.01, momentum=0.9)
-    optimizer.build(model.trainable_variables)
-    cross_entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-
-    def loss(trainable, others, image, label):
-        logits, others = model.stateless_call(trainable, others, normalize(image), training=True)
-        return cross_entropy(label, logits), others
-
-    def update(state, image, label):
-        trainable, others, slots = state
-        (value, others), gradients = jax.value_and_grad(loss, has_aux=True)(trainable, others, image, label)
-        trainable, slots = optimizer.stateless_apply(slots, gradients, trainable)
-        return (trainable, others, slots), value
-
-    update = jax.jit(update, donate_argnums=0)
-    variables = (model.trainable_variables, model.non_trainable_variables, optimizer.variables)
-    state = [[variable.value for variable in group] for group in variables]
+    update, state = keras_step.make(keras, jax, model, keras.optimizers.SGD(0.01, momentum=0.9), normalize)
 
     def step():
         nonlocal state
-        state, value = update(tuple(state), image, label)
+        state, value = update(state, image, label)
         jax.block_until_ready((state, value))
 
     return step

@@ -3,6 +3,7 @@
 The step is Keras's own for JAX, jitted, with batches that are on the device already.
 """
 
+import keras_step
 import protocol
 import texts
 
@@ -20,23 +21,7 @@ def make_steps(keras, jax, options):
         (jax.device_put(tokens), jax.device_put(labels)) for tokens, _, labels in texts.draw(options, multiple=16)
     ]
     model.build(batches[0][0].shape)
-    optimizer = keras.optimizers.Adam(1e-3)
-    optimizer.build(model.trainable_variables)
-    cross_entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-
-    def loss(trainable, others, tokens, labels):
-        logits, others = model.stateless_call(trainable, others, tokens, training=True)
-        return cross_entropy(labels, logits), others
-
-    def update(state, tokens, labels):
-        trainable, others, slots = state
-        (value, others), gradients = jax.value_and_grad(loss, has_aux=True)(trainable, others, tokens, labels)
-        trainable, slots = optimizer.stateless_apply(slots, gradients, trainable)
-        return (trainable, others, slots), value
-
-    update = jax.jit(update, donate_argnums=0)
-    variables = (model.trainable_variables, model.non_trainable_variables, optimizer.variables)
-    state = tuple([variable.value for variable in group] for group in variables)
+    update, state = keras_step.make(keras, jax, model, keras.optimizers.Adam(1e-3))
 
     def steps():
         nonlocal state

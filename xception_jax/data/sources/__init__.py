@@ -1,6 +1,7 @@
 """Image datasets by name."""
 
 import difflib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from xception_jax.data.dataset import Dataset
@@ -11,6 +12,7 @@ from xception_jax.settings import Section, setting
 
 NAMES = ("digits", "digits_multilabel", "synthetic", "folder", "manifest")
 RECORDS = "tfds:"  # before the name of a TFDS dataset
+NEED_ROOT = {"folder": "folder of the images", "manifest": ".csv or .jsonl file"}  # and what it is
 
 
 class Sources(Section):
@@ -42,21 +44,36 @@ def load(name: str, *, image_size: int = 299, **settings: Any) -> Dataset:
         be.
     """
     s = Sources(name=name, **settings)
-    needs_root, is_records = name in ("folder", "manifest"), name.startswith(RECORDS)
-    if name not in NAMES and not is_records:
-        near = difflib.get_close_matches(name, NAMES, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"choose one of {NAMES} or 'tfds:NAME'"
-        raise SettingError("name", name, f"no such dataset; {hint}")
-    if needs_root and s.root is None:
-        kind = "folder of the images" if name == "folder" else ".csv or .jsonl file"
-        raise SettingError("root", None, f"dataset {name!r} needs it; name the {kind}")
-    belongs = {"root": needs_root or is_records, "classes": name == "manifest"}
+    is_records = name.startswith(RECORDS)
+    belongs = {"root": name in NEED_ROOT or is_records, "classes": name == "manifest"}
     belongs |= dict.fromkeys(("train_split", "eval_split", "label"), is_records)
-    for key, used in belongs.items():
-        if getattr(s, key) is not None and not used:
-            raise SettingError(key, getattr(s, key), f"does not belong to dataset {name!r}; set it to None")
+    check(s, names=NAMES, need_root=NEED_ROOT, belongs=belongs)
     dataset = _load(s, image_size)
     return dataset if s.eval_exclude is None else exclude(dataset, s.eval_exclude)
+
+
+def check(
+    settings: Section, *, names: Sequence[str], need_root: Mapping[str, str], belongs: Mapping[str, bool]
+) -> None:
+    """Raises SettingError for an unknown name, a missing root, or a setting that the dataset does not have.
+
+    Args:
+      settings: has a `name` and a `root`.
+      names: of the datasets, besides those of TFDS.
+      need_root: the datasets that need a root, and what the root is.
+      belongs: setting -> whether the dataset has it; one that it does not have must keep its default.
+    """
+    name = settings.name
+    if name not in names and not name.startswith(RECORDS):
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"choose one of {names} or 'tfds:NAME'"
+        raise SettingError("name", name, f"no such dataset; {hint}")
+    if name in need_root and settings.root is None:
+        raise SettingError("root", None, f"dataset {name!r} needs it; name the {need_root[name]}")
+    for key, used in belongs.items():
+        value, default = getattr(settings, key), type(settings).model_fields[key].default
+        if value != default and not used:
+            raise SettingError(key, value, f"does not belong to dataset {name!r}; set it to {default}")
 
 
 def _load(s: Sources, image_size: int) -> Dataset:

@@ -1,15 +1,13 @@
 """Labelled texts by name."""
 
-import difflib
-
+from xception_jax.data import sources
+from xception_jax.data.sources import RECORDS
 from xception_jax.data.text import ag_news, docstrings, folders, tables
 from xception_jax.data.text.examples import Corpus as Corpus
 from xception_jax.data.text.examples import Part as Part
-from xception_jax.errors import SettingError
 from xception_jax.settings import Section, setting
 
 NAMES = ("docstrings", "ag_news", "table", "text_folder")
-RECORDS = "tfds:"  # before the name of a TFDS dataset
 NEED_ROOT = {  # and what it is
     "ag_news": "folder with train.csv and test.csv",
     "table": ".csv or .jsonl file",
@@ -40,7 +38,11 @@ def load(settings: TextSources) -> Corpus:
         be.
     """
     s = settings
-    _check(s)
+    is_table, is_records = s.name == "table", s.name.startswith(RECORDS)
+    belongs = {"root": s.name in NEED_ROOT or is_records, "holdout": s.name != "ag_news" and not is_records}
+    belongs |= dict.fromkeys(("text_column", "label_column", "eval_root"), is_table)
+    belongs |= dict.fromkeys(("train_split", "eval_split"), is_records)
+    sources.check(s, names=NAMES, need_root=NEED_ROOT, belongs=belongs)
     match s.name:
         case "docstrings":
             return docstrings.load(holdout=s.holdout)
@@ -55,21 +57,3 @@ def load(settings: TextSources) -> Corpus:
 
     splits = {"train_split": s.train_split, "eval_split": s.eval_split}
     return records.load(s.name.removeprefix(RECORDS), root=s.root, **splits)
-
-
-def _check(s: TextSources) -> None:
-    """Raises SettingError for an unknown name and for settings that the dataset lacks or does not have."""
-    name, is_records, is_table = s.name, s.name.startswith(RECORDS), s.name == "table"
-    if name not in NAMES and not is_records:
-        near = difflib.get_close_matches(name, NAMES, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"choose one of {NAMES} or 'tfds:NAME'"
-        raise SettingError("name", name, f"no such dataset; {hint}")
-    if name in NEED_ROOT and s.root is None:
-        raise SettingError("root", None, f"dataset {name!r} needs it; name the {NEED_ROOT[name]}")
-    belongs = {"root": name in NEED_ROOT or is_records, "holdout": name != "ag_news" and not is_records}
-    belongs |= dict.fromkeys(("text_column", "label_column", "eval_root"), is_table)
-    belongs |= dict.fromkeys(("train_split", "eval_split"), is_records)
-    for key, used in belongs.items():
-        value, default = getattr(s, key), TextSources.model_fields[key].default
-        if value != default and not used:
-            raise SettingError(key, value, f"does not belong to dataset {name!r}; set it to {default}")
