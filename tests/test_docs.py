@@ -268,6 +268,35 @@ class TestNumbers:
         for peer, text in {"timm legacy_xception": "timm's", "keras Xception": "Keras's"}.items():
             assert f"{ratios[peer]:.3f} times as long as {text}" in readme
 
+    def test_text_classifiers(self):
+        """The ratios on the quiet machine, the rows since 23:28, are between those that docs/speed.md names."""
+        measured = [
+            r for r in csv_rows("results/text_speed.csv") if r["reference"] and r["date"] > "2026-11-24T23:28"
+        ]
+
+        def spread(vectors, peer, chosen=lambda row: True):
+            kinds = (row for row in measured if f"{vectors} vectors" in row["inputs"] and chosen(row))
+            ratios = [float(row["ratio"]) for row in kinds if row["reference"].startswith(peer)]
+            return f"{min(ratios):.2f}", f"{max(ratios):.2f}"
+
+        def large(row):
+            return "state 256" in row["inputs"]
+
+        def slow(row):
+            return large(row) and (row["by"], row["images"]) == ("lstm", "16")
+
+        text = " ".join((ROOT / "docs/speed.md").read_text().split())
+        for part in (
+            "takes {} to {} times as long; and".format(*spread("fixed", "torch", slow)),
+            "and {} to {} times as long as packed torch".format(*spread("fixed", "packed", large)),
+            "{} to {} times as long as Keras, whose".format(*spread("fixed", "keras")),
+            "takes {} to {} times as long as padded torch's".format(*spread("trained", "torch")),
+            "and {} to {} times as long as Keras's".format(*spread("trained", "keras")),
+        ):
+            assert part in text
+        assert float(spread("fixed", "torch", lambda row: not slow(row))[1]) <= 1
+        assert float(spread("fixed", "packed", lambda row: not large(row))[1]) < 1 / 3
+
     def test_reading(self):
         measured = csv_rows("results/data.csv")
         photographs = [row for row in measured if row["inputs"].startswith("photographs")]
