@@ -176,6 +176,11 @@ def test_a_run_on_texts_is_the_same_on_one_host_with_as_many_devices(outcomes, f
     assert evaluation["top1"] == alone[2]["raw"]["top1"]
 
 
+def test_hosts_that_read_different_word_vectors_end_both(outcomes):
+    kind, text = error(outcomes, "word_vectors_that_differ")
+    assert kind == "UserError" and text.startswith("config.data: the hosts read different initial values;")
+
+
 def test_a_training_image_that_one_host_cannot_read_ends_both(outcomes, folder):
     kind, text = error(outcomes, "a_training_image_that_one_host_cannot_read")
     assert kind == "TrainingError"

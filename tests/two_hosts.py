@@ -209,6 +209,14 @@ def a_run_on_texts():
 
 
 @scenario
+def word_vectors_that_differ():
+    vectors = FOLDER / f"vectors{HOST}.txt"
+    vectors.write_text(f"cat {HOST} 2\noak 3 4\n")
+    changes = {"data.embeddings": str(vectors), "model.embedding_size": 2}
+    loop.train(test_text.config(FOLDER / "texts.csv", **changes), FOLDER / "run_on_vectors")
+
+
+@scenario
 def a_training_image_that_one_host_cannot_read():
     """The last of all, since JAX keeps the notice of preemption that stops the hosts."""
     root = FOLDER / ("images" if HOST == 0 else "unreadable")

@@ -49,9 +49,11 @@ def _recipe(arguments: argparse.Namespace) -> recipe.Recipe:
     values["mesh"]["model"] = math.gcd(values["mesh"]["model"], jax.local_device_count())
     if arguments.batch_size is not None:
         values["eval_batch_size"] = arguments.batch_size
-    for setting, value in {"root": arguments.data_root, "eval_exclude": arguments.exclude}.items():
-        if value is not None and setting not in values["data"]:
-            raise UserError("--exclude: is for runs on images; leave it out")
-        if value is not None:
-            values["data"][setting] = value
+    given = {"--data_root": ("root", arguments.data_root), "--exclude": ("eval_exclude", arguments.exclude)}
+    for flag, (setting, value) in given.items():
+        if value is None:
+            continue
+        if setting not in values["data"]:
+            raise UserError(f"{flag}={value}: the data of this run have no setting {setting}; leave it out")
+        values["data"][setting] = value
     return recipe.parse(values)

@@ -174,7 +174,7 @@ class Texts(Inputs):
                 (pair for pair in zip(ours.tokens, theirs.tokens, strict=False) if pair[0] != pair[1]),
                 (len(ours), len(theirs)),
             )
-            remedy = "leave it out, and keep inputs/vocabulary.txt of the run as it was"
+            remedy = "name inputs/vocabulary.txt of the run, as it was written"
             reason = (
                 f"is not the vocabulary that the run was trained with, which has {differ[1]!r} for {differ[0]!r}"
             )
@@ -238,7 +238,7 @@ class Texts(Inputs):
             raise ValueError(f"texts must be strings; one is of type {type(wrong[0]).__name__}")
         part = corpus.Part(raw, np.zeros(len(raw), np.int32), [""] * len(raw))
         source = TokenSource.make(part, TOKENIZERS[self.tokenizer], self.vocabulary)
-        longest = int(max(self.lengths(source)))
+        longest = int(self.lengths(source).max())
         padded = [self.pad(self.eval_transform(source[index]), longest) for index in range(len(source))]
         return {name: np.stack([example[name] for example in padded]) for name in ("tokens", "length")}
 
