@@ -9,8 +9,8 @@ with a learning rate of 0.001.
 
 `data.root` is a folder with the official train.csv and test.csv. The variants are rnn, lstm and packed_lstm.
 
-Goal of the recipe itself, not measured yet, as the data cannot be had here: at least 92 % top-1 on the test set.
-The lesson reports running accuracies of the training, which `reproduce rnn_notebook` compares.
+Goal of the recipe itself, not measured yet: at least 92 % top-1 on the test set. The lesson reports the running
+accuracy of its training; `reproduce rnn_notebook` compares it.
 """
 
 from configs import common

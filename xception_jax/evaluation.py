@@ -20,7 +20,7 @@ Evaluation = dict[str, dict[str, float]]  # {"raw": {"loss": ..., "top1": ..., "
 
 
 def make_eval_step(task: Task, weight_sets: dict[str, PyTree]) -> Programs:
-    """The evaluation step; its longest program, `task.batch_spec`, is not compiled yet.
+    """The evaluation step; nothing is compiled yet.
 
     Args:
       weight_sets: as in `state.weight_sets`; arrays, or shapes with shardings.

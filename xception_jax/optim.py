@@ -249,8 +249,8 @@ def make_optimizer(
         p -= lr g / (sqrt(s) + epsilon). Defaults: decay = 0.9, epsilon = 1e-8. It has no momentum.
       "adam" (Kingma and Ba 2015): v = momentum v + (1 - momentum) g;  s = decay s + (1 - decay) g^2, both from 0;
         p -= lr (v / (1 - momentum^t)) / (sqrt(s / (1 - decay^t)) + epsilon) in update t = 1, 2, ...
-        Defaults: momentum = 0.9, decay = 0.999, epsilon = 1e-8. "adamw" (Loshchilov and Hutter
-        2019) is the same, but its weight decay is always decoupled.
+        Defaults: momentum = 0.9, decay = 0.999, epsilon = 1e-8.
+      "adamw" (Loshchilov and Hutter 2019): "adam", but its weight decay is always decoupled.
 
     "coupled" weight decay wd is L2 regularization, as in the paper: the loss has the term wd/2 |p|^2 (the
     convention of TensorFlow and torch; Keras's l2(c) is wd = 2c), so wd p is added to g before everything else,

@@ -16,12 +16,8 @@ from xception_jax.settings import Row, Section, is_free, setting, table, to_conf
 
 WholeDuration = Annotated[int | None, zero_is_none]
 
-FROM_DATA = (
-    "num_classes",
-    "in_channels",
-    "vocab_size",
-    "embedding_size",
-)  # of the model: None = what the dataset says
+# Settings of the model for which None stands for what the dataset says.
+FROM_DATA = ("num_classes", "in_channels", "vocab_size", "embedding_size")
 
 # Where a config.json of version 0.1 has a section or setting -> its name today.
 RENAMED = {"polyak": "averaging", "optimizer.workers": "replicas"}

@@ -169,7 +169,6 @@ class Progress:
         """Writes the means since the last report to the writers and to the console."""
         self.check()
         seconds, steps, recipe = time.monotonic() - self._since, len(self._checked), self._task.recipe
-        inputs = self._task.inputs
         last_update = max(0, step - recipe.optimizer.replicas)  # asynchronous replicas apply earlier gradients
         means = metrics.compute(metrics.total(self._checked)) | {
             "epoch": step * recipe.batch_size / len(self._task.dataset.train),
@@ -177,15 +176,15 @@ class Progress:
             "examples_per_second": steps * recipe.batch_size / seconds,
             "data_wait": self._waited / seconds,
         }
-        rates = {f"{name}_per_second": means[name] * means["examples_per_second"] for name in inputs.counted}
-        means |= rates
+        rates = {name: means[name] * means["examples_per_second"] for name in self._task.inputs.counted}
+        means |= {f"{name}_per_second": rate for name, rate in rates.items()}
         self._writers.write(step, "train", means)
         left = datetime.timedelta(seconds=round((self._total - step) * seconds / steps))
         self._writers.console.line(
             f"step {step}/{self._total} | epoch {means['epoch']:.2f} | loss {means['loss']:.4f}"
             f" | top-1 {100 * means['top1']:.2f} % | lr {means['learning_rate']:.4g}"
             f" | {means['examples_per_second']:.1f} examples/s"
-            + "".join(f" | {means[f'{name}_per_second']:,.0f} {name}/s" for name in inputs.counted)
+            + "".join(f" | {rate:,.0f} {name}/s" for name, rate in rates.items())
             + f" | data wait {100 * means['data_wait']:.0f} %"
             f" | {left} left"
         )

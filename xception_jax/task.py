@@ -56,7 +56,7 @@ class Task:
         """Shapes, types and shardings of the arrays of the longest global batch."""
         batch_size = self.recipe.batch_size if train else self.eval_batch_size
         lengths = self.inputs.lengths(self.dataset.train if train else self.dataset.validation)
-        shapes = dict(self.inputs.spec(batch_size, 0 if lengths is None else int(max(lengths))))
+        shapes = dict(self.inputs.spec(batch_size, 0 if lengths is None else int(lengths.max())))
         classes = (len(self.dataset.class_names),) if self.dataset.multilabel else ()
         shapes["label"] = jax.ShapeDtypeStruct((batch_size, *classes), np.uint8 if classes else np.int32)
         others = {"seed": np.uint32, "unreadable": np.int32} if train else {"mask": np.float32}
@@ -142,9 +142,9 @@ def load_dataset(recipe: Recipe, directory: pathlib.Path | None = None) -> Datas
     """The examples of a recipe, to train on and held out; raises SettingError."""
     modality = INPUTS[models.model_class(recipe.model_name).INPUTS]
     settings = recipe.data
+    if directory is not None and workdir.has_checkpoints(directory):
+        settings = modality.continued(settings, directory / workdir.INPUTS)
     try:
-        if directory is not None and workdir.has_checkpoints(directory):
-            settings = modality.continued(settings, directory / workdir.INPUTS)
         with within("config", "data"):
             return modality.load(settings)
     except OSError as error:
